@@ -1,0 +1,1 @@
+"""The offline compressor: trains rankers, slims them and exports bundles."""

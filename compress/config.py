@@ -1,0 +1,174 @@
+"""One TOML file is one run. What is mistyped is refused with the nearest right key.
+
+Sections whose keys depend on a registry (`data`, `ranker`, `method`) hold a ``type`` and that
+member's own options, which are checked against the ``Config`` that stands beside its code; so a
+new source, ranker or method touches no file here.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Frozen(BaseModel):
+    """A section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConfigError(Exception):
+    """The config cannot be used; the text says where, what came and what was expected."""
+
+
+class DistillConfig(Frozen):
+    """Soft targets of the dense ranker: weight·BCE(teacher at ``temperature``) + (1 - weight)·BCE."""
+
+    weight: float = Field(default=0.0, ge=0.0, le=1.0)
+    temperature: float = Field(default=1.0, gt=0.0)
+
+
+class TrainConfig(Frozen):
+    """The one training loop's options. Epochs are passes over the training rows."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0.0)
+    embedding_lr: float | None = Field(default=None, gt=0.0)
+    batch_size: int = Field(default=2048, gt=0)
+    epochs: int = Field(default=3, gt=0)
+    patience: int = Field(default=2, ge=0)
+    lr_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    embedding_l2: float = Field(default=0.0, ge=0.0)
+    evaluations_per_epoch: int = Field(default=1, gt=0)
+    distill: DistillConfig = DistillConfig()
+
+
+class Section(BaseModel):
+    """A registry's section: the member's name and its options, unchecked until resolved."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    type: str
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The section without its ``type``."""
+        return self.model_extra or {}
+
+
+class ExportConfig(Frozen):
+    """What goes into the bundles."""
+
+    golden_requests: int = Field(default=4, gt=0)
+    golden_candidates: int = Field(default=50, gt=0)
+    timing_candidates: int = Field(default=200, gt=0)
+
+
+class GateConfig(Frozen):
+    """Quality that compression may cost; over it nothing is aliased and the run exits with 3."""
+
+    max_auc_loss: float = Field(default=1.0, ge=0.0)
+    max_logloss_rise: float = Field(default=10.0, ge=0.0)
+
+
+class PublishConfig(Frozen):
+    """Where the bundles go: a folder or any fsspec URL."""
+
+    store: str = "store"
+    alias: str = "prod"
+
+
+class RunConfig(Frozen):
+    """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    seeds: tuple[int, ...] = (1,)
+    runs: Path = Path("runs")
+    threads: int | None = Field(default=None, gt=0)
+    data: Section
+    ranker: Section
+    train: TrainConfig = TrainConfig()
+    method: Section
+    finetune: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
+    publish: PublishConfig = PublishConfig()
+
+
+C = TypeVar("C", bound=BaseModel)
+T = TypeVar("T")
+
+
+def load(path: Path) -> RunConfig:
+    """Read a run's TOML file.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a key or value in it is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    return check(RunConfig, table, where=str(path))
+
+
+def check(model: type[C], table: Mapping[str, Any], where: str) -> C:
+    """Validate a table against a section's model; all its faults in one error.
+
+    Raises:
+        ConfigError: a line a fault, unknown keys with the nearest right one.
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(model, fault) for fault in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def resolve(registry: Mapping[str, T], section: Section, where: str) -> T:
+    """The registry's member that a section names.
+
+    Raises:
+        ConfigError: no such member; the text lists the choices.
+    """
+    if section.type in registry:
+        return registry[section.type]
+    raise ConfigError(
+        f"{where}.type: unknown {section.type!r}{_nearest(section.type, registry)}; "
+        f"choose one of {', '.join(sorted(registry))}"
+    )
+
+
+def _explain(model: type[BaseModel], fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        keys = _keys_at(model, fault["loc"][:-1])
+        hint = _nearest(str(fault["loc"][-1]), keys) or f"; known keys: {', '.join(sorted(keys))}"
+        return f"{path}: unknown key{hint}"
+    got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+    return f"{path}: {fault['msg']}{got}"
+
+
+def _keys_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = _model_in(field.annotation) if field else model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    # `tuple[Column, ...]`, `Column | None` and the like: the first pydantic model named in it.
+    for part in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return annotation
+
+
+def _nearest(word: str, choices: Any) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

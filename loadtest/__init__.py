@@ -1,0 +1,1 @@
+"""Drives the service over HTTP as its callers do; imports none of the other packages."""

@@ -1,0 +1,1 @@
+"""What offline and online share: the bundle format, the feature encoding and the store."""

@@ -1,0 +1,225 @@
+"""The manifest: the contract between training and serving.
+
+A bundle is a folder of files and one ``manifest.json`` that names all of them. Serving reads the
+manifest and fills the graph's inputs by it; it never asks which architecture a bundle holds.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+
+Kind = Literal["numeric", "categorical", "multi"]
+Side = Literal["user", "context", "item"]
+InputName = Literal["request_numeric", "request_ids", "candidate_numeric", "candidate_ids"]
+Transform = Literal["identity", "log1p", "standardize"]
+
+
+class Frozen(BaseModel):
+    """A record that is checked where it enters and trusted after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NumericEncoding(Frozen):
+    """A number: missing becomes ``default``, then ``transform`` is applied.
+
+    ``log1p`` is ln(max(x, 0) + 1), as DLRM; ``standardize`` is (x - mean) / scale.
+    """
+
+    type: Literal["numeric"] = "numeric"
+    transform: Transform = "identity"
+    mean: float = 0.0
+    scale: float = 1.0
+    default: float = 0.0
+
+
+class VocabularyEncoding(Frozen):
+    """A token's row in its vocabulary: 0 out of vocabulary, 1 missing, 2.. the known tokens."""
+
+    type: Literal["vocabulary"] = "vocabulary"
+    file: str
+    rows: int = Field(ge=2)
+    default: str | None = None
+
+
+class HashEncoding(Frozen):
+    """A token's row by CRC-32 of its UTF-8 bytes: 1 missing, 2.. the buckets (row 0 is unused)."""
+
+    type: Literal["hash"] = "hash"
+    rows: int = Field(ge=3)
+    default: str | None = None
+
+
+class BucketEncoding(Frozen):
+    """A number's row by sorted ``edges``: 1 missing, 2 + (number of edges at or below x)."""
+
+    type: Literal["buckets"] = "buckets"
+    edges: tuple[float, ...]
+    default: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table, out-of-vocabulary and missing included."""
+        return len(self.edges) + 3
+
+
+Encoding = Annotated[
+    NumericEncoding | VocabularyEncoding | HashEncoding | BucketEncoding,
+    Field(discriminator="type"),
+]
+
+
+class FeatureSpec(Frozen):
+    """One named feature: where a request carries it, how it is encoded, where it lands.
+
+    Attributes:
+        side: ``user`` and ``context`` are the request side (computed once), ``item`` the candidates'.
+        column: its column in a data file (defaults to ``name``).
+        length: values kept of a multi-valued feature (1 for the others); shorter ones are padded
+            with row 1, which pools to nothing.
+        tensor: the graph input that holds it; None once compression pruned it.
+        start: its first column in that input; it takes ``length`` columns.
+    """
+
+    name: str
+    kind: Kind
+    side: Side
+    encoding: Encoding
+    column: str
+    separator: str = "|"
+    length: int = Field(default=1, ge=1)
+    tensor: InputName | None = None
+    start: int = 0
+
+    @property
+    def pruned(self) -> bool:
+        """Whether compression removed the feature: accepted in requests, and ignored."""
+        return self.tensor is None
+
+    @property
+    def request_side(self) -> bool:
+        """Whether one value serves all the candidates of a request."""
+        return self.side != "item"
+
+
+class TensorSpec(Frozen):
+    """A graph input or output. In ``shape`` "R" is 1 or N, "N" the number of candidates."""
+
+    name: str
+    dtype: Literal["float32", "int32", "int64", "uint8"]
+    shape: tuple[int | str, ...]
+
+
+class FileEntry(Frozen):
+    """A file of the bundle, by its POSIX path inside it."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class ItemTableSpec(Frozen):
+    """The encoded features of the catalogue's items, row i of each tensor for ``ids[i]``.
+
+    Attributes:
+        ids: a JSON array of strings, the item ids.
+        tensors: graph input name -> npy file, (items, columns of that input).
+        values: a JSON object feature -> list of raw values, for ``explain``; None if left out.
+    """
+
+    ids: str
+    tensors: dict[InputName, str]
+    items: int = Field(ge=0)
+
+
+class DataSpec(Frozen):
+    """How a data file of this bundle's source is read, so that `evaluate` needs no config.
+
+    Attributes:
+        label: the label's column.
+        positive_from: values at or above it are positive (None: the label is 0 or 1).
+        tsv_columns: names for a tab-separated file without a header (Criteo's); None elsewhere.
+        time: the time column, if any.
+    """
+
+    label: str
+    positive_from: float | None = None
+    tsv_columns: tuple[str, ...] | None = None
+    time: str | None = None
+
+
+class Quality(Frozen):
+    """Metrics of one exported graph on one data set."""
+
+    auc: float
+    logloss: float
+    accuracy: float
+    rows: int
+
+
+class SeedResult(Frozen):
+    """Quality before and after compression under one seed, on the same test rows."""
+
+    seed: int
+    dense: Quality
+    slim: Quality
+
+
+class Resources(Frozen):
+    """What a ranker costs. FLOPs per candidate row (multiply and add counted as two)."""
+
+    flops: int
+    flops_parts: dict[str, int] = {}
+    bytes: dict[str, int] = {}
+    parameters: int = 0
+    us_per_request: float | None = None
+
+
+class Card(Frozen):
+    """The compression card: what was done, what it cost and what it gained."""
+
+    method: str
+    ranker: str
+    seed: int
+    results: tuple[SeedResult, ...] = ()
+    dense: Resources
+    slim: Resources
+    requested: dict[str, float] = {}
+    achieved: dict[str, float] = {}
+    kept_features: tuple[str, ...]
+    pruned_features: tuple[str, ...] = ()
+    widths: dict[str, tuple[int, ...]] = {}
+    config: dict[str, Any] = {}
+    data_hash: str = ""
+    tools: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+class Manifest(Frozen):
+    """All that serving needs to know of a bundle. The bundle's digest is the sha256 of this file.
+
+    Attributes:
+        item_id: the feature that is filled with the candidate's own id, if any.
+        scores: what the graph's output means.
+        golden: a JSON file of requests with the scores they must reproduce.
+        numerics: the precision of the graph ("fp32", "int8-static", ...).
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    created_at: str
+    graph: str
+    scores: Literal["probability", "logit"]
+    numerics: str = "fp32"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    features: tuple[FeatureSpec, ...]
+    item_id: str | None = None
+    items: ItemTableSpec | None = None
+    data: DataSpec
+    golden: str
+    files: tuple[FileEntry, ...] = ()
+    card: Card

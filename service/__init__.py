@@ -1,0 +1,1 @@
+"""The online ranking service: loads bundles and answers POST /rank."""
