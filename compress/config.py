@@ -7,11 +7,11 @@ new source, ranker or method touches no file here.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class Frozen(BaseModel):
@@ -25,7 +25,7 @@ class ConfigError(Exception):
 
 
 class DistillConfig(Frozen):
-    """Soft targets of the dense ranker: weight·BCE(teacher at ``temperature``) + (1 - weight)·BCE."""
+    """Soft targets of the dense ranker: weight·BCE(teacher, ``temperature``) + (1 - weight)·BCE."""
 
     weight: float = Field(default=0.0, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, gt=0.0)
@@ -68,7 +68,7 @@ class ExportConfig(Frozen):
 
 
 class GateConfig(Frozen):
-    """Quality that compression may cost; over it nothing is aliased and the run exits with 3."""
+    """Mean quality that compression may cost; over it ``alias`` stays and the run exits with 3."""
 
     max_auc_loss: float = Field(default=1.0, ge=0.0)
     max_logloss_rise: float = Field(default=10.0, ge=0.0)
@@ -85,7 +85,7 @@ class RunConfig(Frozen):
     """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    seeds: tuple[int, ...] = (1,)
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     runs: Path = Path("runs")
     threads: int | None = Field(default=None, gt=0)
     data: Section
@@ -97,13 +97,27 @@ class RunConfig(Frozen):
     gate: GateConfig = GateConfig()
     publish: PublishConfig = PublishConfig()
 
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed stands twice, and would count twice in the means")
+        return seeds
+
+
+class Configurable(Protocol):
+    """A registry's member: a class with the model of its options beside its code."""
+
+    Config: ClassVar[type[BaseModel]]
+
 
 C = TypeVar("C", bound=BaseModel)
 T = TypeVar("T")
+M = TypeVar("M", bound=Configurable)
 
 
-def load(path: Path) -> RunConfig:
-    """Read a run's TOML file.
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's TOML file, then set each ``key=value`` of ``overrides`` in it.
 
     Raises:
         ConfigError: the file is missing, is no TOML, or a key or value in it is wrong.
@@ -114,7 +128,29 @@ def load(path: Path) -> RunConfig:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    for override in overrides:
+        _set(table, override)
     return check(RunConfig, table, where=str(path))
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"-o {override}: expected key=value, like -o method.budget=0.1")
+    for name in names[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"-o {override}: {name!r} is a value, not a section")
+    table[names[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    # Typed as in the file; what is no TOML is a bare word or path, which a shell leaves unquoted.
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def check(model: type[C], table: Mapping[str, Any], where: str) -> C:
@@ -144,14 +180,26 @@ def resolve(registry: Mapping[str, T], section: Section, where: str) -> T:
     )
 
 
+def configure(registry: Mapping[str, type[M]], section: Section, where: str) -> tuple[type[M], Any]:
+    """The registry's member that a section names, and the section's options as its ``Config``.
+
+    Raises:
+        ConfigError: no such member, or an option of it is wrong.
+    """
+    member = resolve(registry, section, where)
+    return member, check(member.Config, section.options, where)
+
+
 def _explain(model: type[BaseModel], fault: Any) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         keys = _keys_at(model, fault["loc"][:-1])
         hint = _nearest(str(fault["loc"][-1]), keys) or f"; known keys: {', '.join(sorted(keys))}"
         return f"{path}: unknown key{hint}"
-    got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
-    return f"{path}: {fault['msg']}{got}"
+    if fault["type"] == "missing":
+        hint = _nearest(str(fault["loc"][-1]), fault["input"], "is it what you meant by")
+        return f"{path}: required, but absent{hint}"
+    return f"{path}: {fault['msg']}, got {fault['input']!r}"
 
 
 def _keys_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
@@ -169,6 +217,6 @@ def _model_in(annotation: Any) -> Any:
     return annotation
 
 
-def _nearest(word: str, choices: Any) -> str:
+def _nearest(word: str, choices: Any, question: str = "did you mean") -> str:
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; {question} {close[0]!r}?" if close else ""
