@@ -23,7 +23,7 @@ PROBE_S: Final = 5.0
 CLEAN: Final = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
 
 
-class ServerFailed(Exception):  # noqa: N818 - said as it reads in a log
+class ServerFailed(Exception):
     """The service did not start, or did not stop; the message carries the end of its log."""
 
 
