@@ -88,19 +88,29 @@ class Recorder:
     def _watch(self) -> None:
         for window in self.windows:
             gevent.sleep(max(0.0, self.began + window.start - time.perf_counter()))
-            start, generator, service = time.perf_counter(), *self._cpu_seconds()
+            before = self._cpu_seconds()
             gevent.sleep(max(0.0, self.began + window.end - time.perf_counter()))
-            elapsed, after = time.perf_counter() - start, self._cpu_seconds()
+            clock, *cpu = (
+                after - was for after, was in zip(self._cpu_seconds(), before, strict=True)
+            )
+            generator, service, everybody = (seconds / clock for seconds in cpu)
             self.cpu.append(
                 {
-                    "generator_cpu": (after[0] - generator) / elapsed,
-                    "service_cpu": (after[1] - service) / elapsed,
+                    "generator_cpu": generator,
+                    "service_cpu": service,
+                    "foreign_cpu": max(0.0, everybody - generator - service),
                 }
             )
 
-    def _cpu_seconds(self) -> tuple[float, float]:
-        service = [self._service, *self._service.children(recursive=True)] if self._service else []
-        return _seconds(self._generator), sum(map(_seconds, service))
+    def _cpu_seconds(self) -> tuple[float, float, float, float]:
+        # now, and the CPU seconds of the generator, the service with its workers, and everybody.
+        processes = (
+            [self._service, *self._service.children(recursive=True)] if self._service else []
+        )
+        machine = psutil.cpu_times()
+        everybody = machine.user + machine.nice + machine.system if self._service else 0.0
+        service = sum(map(_seconds, processes))
+        return time.perf_counter(), _seconds(self._generator), service, everybody
 
 
 class Shape(LoadTestShape):

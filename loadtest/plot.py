@@ -12,7 +12,7 @@ from loadtest.report import Ratio, Row
 PERCENTILES: Final = ("p50", "p95", "p99")
 
 
-def plot(table: Sequence[Row], compared: Sequence[Ratio], path: Path) -> None:
+def draw(table: Sequence[Row], compared: Sequence[Ratio], path: Path) -> None:
     """Throughput, times and ratios as one PNG."""
     # A bare Figure draws with Agg whatever the machine's default is, and leaves no global behind.
     figure = Figure(figsize=(12, 4), layout="constrained")

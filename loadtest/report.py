@@ -14,6 +14,7 @@ from hdrh.histogram import HdrHistogram
 
 LONGEST_US: Final = 600_000_000
 GENERATOR_LIMIT: Final = 0.80
+FOREIGN_LIMIT: Final = 0.2
 DENSE: Final = "dense"
 SLIM: Final = "slim"
 
@@ -26,6 +27,7 @@ class Measured:
         failures: requests that failed inside the window.
         generator_cpu: cores that the load generator kept busy.
         service_cpu: cores that the service and its workers kept busy.
+        foreign_cpu: cores that everybody else on the machine kept busy.
     """
 
     side: str
@@ -35,6 +37,7 @@ class Measured:
     histogram: HdrHistogram
     generator_cpu: float
     service_cpu: float
+    foreign_cpu: float
 
     @property
     def rps(self) -> float:
@@ -61,6 +64,7 @@ class Row:
     generator_cpu: float
     service_cpu: float
     service_us: float
+    foreign_cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def read(side: str, result: Mapping[str, Any]) -> list[Measured]:
             histogram=HdrHistogram.decode(window["histogram"]),
             generator_cpu=window["generator_cpu"],
             service_cpu=window["service_cpu"],
+            foreign_cpu=window["foreign_cpu"],
         )
         for window in result["windows"]
     ]
@@ -117,15 +122,28 @@ def ratios(measured: Sequence[Measured]) -> list[Ratio]:
     ]
 
 
-def limited(table: Iterable[Row]) -> list[str]:
-    """A sentence for each row where the load generator, and not the service, was the limit."""
-    return [
-        f"{row.side} at {row.users} users: the load generator used {row.generator_cpu:.0%} of its "
-        f"core (limit {GENERATOR_LIMIT:.0%}), so the service could do more than {row.rps:.0f} "
-        "requests/s: read this row as a lower bound"
-        for row in table
-        if row.generator_cpu > GENERATOR_LIMIT
-    ]
+def remarks(table: Iterable[Row], *, apart: bool) -> list[str]:
+    """What a reader must know before believing the table; one sentence each.
+
+    Args:
+        table: the rows.
+        apart: whether service and generator had cores of their own.
+    """
+    notes = [] if apart else ["Service and load generator shared their cores."]
+    for row in table:
+        where = f"{row.side} at {row.users} users"
+        if row.generator_cpu > GENERATOR_LIMIT:
+            notes.append(
+                f"{where}: the load generator was the limit ({row.generator_cpu:.0%} of a core, "
+                f"over {GENERATOR_LIMIT:.0%}): the service can do more than these {row.rps:.0f} "
+                "requests/s, and the ratio is a lower bound where this side is slim."
+            )
+        if row.foreign_cpu > FOREIGN_LIMIT:
+            notes.append(
+                f"{where}: other processes kept {row.foreign_cpu:.1f} cores busy: measure again "
+                "on a quiet machine."
+            )
+    return notes
 
 
 def markdown(table: Sequence[Row], compared: Sequence[Ratio]) -> str:
@@ -149,6 +167,30 @@ def markdown(table: Sequence[Row], compared: Sequence[Ratio]) -> str:
             if row.side == SLIM and ratio.users == row.users
         ]
     return "\n".join(lines)
+
+
+def page(
+    table: Sequence[Row], compared: Sequence[Ratio], notes: Sequence[str], about: Mapping[str, Any]
+) -> str:
+    """The table with its plot, what to know about it and how it was measured."""
+    return "\n".join(
+        [
+            f"# Dense against slim: {about['model']}",
+            "",
+            markdown(table, compared),
+            "",
+            "Times are unrounded and pooled over the rounds; requests/s and its ratio are the "
+            "median round's.",
+            *(f"- {note}" for note in notes),
+            "",
+            "![throughput, times and ratios](compare.png)",
+            "",
+            "| how | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in about.items()),
+            "",
+        ]
+    )
 
 
 def as_json(
@@ -189,6 +231,7 @@ def _row(group: Sequence[Measured]) -> Row:
         generator_cpu=max(window.generator_cpu for window in group),
         service_cpu=statistics.median(window.service_cpu for window in group),
         service_us=_divide(service * 1e6, requests),
+        foreign_cpu=statistics.median(window.foreign_cpu for window in group),
     )
 
 

@@ -3,22 +3,26 @@
 import collections
 import contextlib
 import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 HOST: Final = "127.0.0.1"
 PREFIX: Final = "SLIMRANK_"
 SERVICE: Final = (sys.executable, "-m", "service")
 POLL_S: Final = 0.05
 PROBE_S: Final = 5.0
+ANSWER_S: Final = 30.0
 # uvicorn drains on SIGTERM and then lets the signal end it.
 CLEAN: Final = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
 
@@ -48,6 +52,39 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     parent = os.environ  # noqa: TID251 - handed on to a child process, never read as a setting
     kept = {name: value for name, value in parent.items() if not name.startswith(PREFIX)}
     return kept | {f"{PREFIX}{name}": value for name, value in settings.items()}
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """The answer to a GET that must be 200.
+
+    Raises:
+        ServerFailed: it was not.
+    """
+    return _ask(urllib.request.Request(url))  # noqa: S310 - our own service
+
+
+def post_json(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a POST that must be 200.
+
+    Raises:
+        ServerFailed: it was not; the message holds the problem as the service tells it.
+    """
+    data = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    return _ask(urllib.request.Request(url, data, headers))  # noqa: S310 - our own service
+
+
+def _ask(request: urllib.request.Request) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as reply:  # noqa: S310
+            answer: dict[str, Any] = json.load(reply)
+            return answer
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read(2000).decode(errors="replace")
+        raise ServerFailed(f"{request.full_url}: {error.code} {said}") from None
+    except OSError as error:
+        raise ServerFailed(f"{request.full_url}: {error}") from None
 
 
 def free_port(host: str = HOST) -> int:

@@ -43,6 +43,35 @@ class Pool:
     features: dict[str, list[Any]]
 
 
+def only_model(store: Path) -> str:
+    """The name of the store's bundle.
+
+    Raises:
+        BundleUnusable: there is no store, or it holds none or several.
+    """
+    names = sorted({path.name for path in store.glob("*") if any(path.rglob(MANIFEST))})
+    if not names:
+        raise BundleUnusable(
+            f"no bundle in {str(store)!r}: `make demo` makes one, or name a config with "
+            "--prepare compress/configs/synthetic.toml"
+        )
+    if len(names) > 1:
+        raise BundleUnusable(f"choose one with --model: {', '.join(names)}")
+    return names[0]
+
+
+def bundle_folder(store: Path, name: str, version: str) -> Path:
+    """Where the store keeps a version.
+
+    Raises:
+        BundleUnusable: it is not there.
+    """
+    folder = store / name / version
+    if not (folder / MANIFEST).is_file():
+        raise BundleUnusable(f"{folder}: no bundle there, though the service serves that version")
+    return folder
+
+
 def read_pool(bundle: Path) -> Pool:
     """Users and candidates of a bundle.
 

@@ -49,6 +49,9 @@ class StandIn:
         """Route by path."""
         if path == "/readyz":
             return (503, {"reason": "warming"}) if self.options.never_ready else (200, {})
+        if path == f"/models/{self.name}":
+            version = self.version()
+            return 200, {"name": self.name, "version": version, "digest": f"sha256:{version}"}
         if path != "/rank":
             return 404, {"code": "not_found"}
         return await self.rank(json.loads(body))
@@ -66,11 +69,15 @@ class StandIn:
             ids[-1] = "somebody else"
         return 200, {
             "model": self.name,
-            "version": self.options.version,
+            "version": self.version(),
             "ids": ids,
             "scores": scores,
             "timing_ms": {"total": 0.0},
         }
+
+    def version(self) -> str:
+        """As the pipeline publishes: dense first, then slim."""
+        return "1" if self.alias == "dense" else "2"
 
     def delay_s(self) -> float:
         """How long a ranking takes: known beforehand, by the model's alias."""
@@ -84,7 +91,6 @@ def main() -> None:
     parser.add_argument("--dense-ms", type=float, default=10.0)
     parser.add_argument("--slim-ms", type=float, default=10.0)
     parser.add_argument("--fail-every", type=int, default=0)
-    parser.add_argument("--version", default="1")
     parser.add_argument("--forget-last", action="store_true")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit-at-start", action="store_true")
