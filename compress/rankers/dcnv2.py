@@ -1,0 +1,186 @@
+"""DCN-V2 (Wang et al. 2021, arXiv 2008.13535): explicit crosses beside or below an MLP.
+
+With x_0 the concatenated fields, one cross layer is
+
+    x_{l+1} = x_0 ⊙ (W_l·x_l + b_l) + x_l          (low rank: W_l = U_l·V_l)
+
+``parallel`` feeds [x_L | MLP(x_0)] to the head, ``stacked`` feeds MLP(x_L).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from pydantic import Field as Option
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.rankers.base import (
+    Hidden,
+    Index,
+    Inputs,
+    Keep,
+    Mlp,
+    Parts,
+    Prunable,
+    Ranker,
+    RankerConfig,
+    Reader,
+    SlimPlan,
+    field_columns,
+    kept_widths,
+    linear,
+    mlp_flops,
+    repeated,
+    rowwise,
+)
+from model_store.manifest import FeatureSpec
+
+
+class DcnV2Config(RankerConfig):
+    """DCN-V2's options; ``rank`` None is the full-rank cross."""
+
+    crosses: int = Option(default=2, gt=0)
+    rank: int | None = Option(default=None, gt=0)
+    deep: tuple[int, ...] = Option(default=(512, 256), min_length=1)
+    structure: Literal["parallel", "stacked"] = "parallel"
+
+
+class Cross(nn.Module):
+    """One cross layer's W·x + b, W full or of low rank."""
+
+    def __init__(self, width: int, rank: int | None, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = linear(width, rank, generator) if rank else None
+        self.up = linear(rank or width, width, generator)
+
+    @property
+    def reader(self) -> nn.Linear:
+        """The layer that reads the fields."""
+        return self.down or self.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, d) -> (N, d)."""
+        out: Tensor = self.up(x if self.down is None else self.down(x))
+        return out
+
+
+class DcnV2(Ranker):
+    """Fields → crosses and a deep part → head."""
+
+    Config = DcnV2Config
+    TOP = ("cross", "deep", "head")
+
+    config: DcnV2Config
+
+    def __init__(
+        self, features: Sequence[FeatureSpec], config: DcnV2Config, generator: torch.Generator
+    ) -> None:
+        super().__init__(features, config, generator)
+        width = len(self.fields) * config.dim
+        self.request_columns = len(self.request.fields) * config.dim
+        self.crosses = nn.ModuleList(
+            Cross(width, config.rank, generator) for _ in range(config.crosses)
+        )
+        self.deep = Mlp((width, *config.deep), generator, dropout=config.dropout)
+        crossed = width if config.structure == "parallel" else 0
+        self.head = linear(crossed + config.deep[-1], 1, generator)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits (N,), everything computed per row."""
+        inputs = repeated(inputs)
+        request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
+        x = x0 = torch.cat((request, candidate), 1).flatten(1)  # (N, d)
+        for cross in self.crosses:
+            x = x0 * cross(x) + x
+        return self._head(x, self.deep.first(x0 if self._parallel else x))
+
+    def forward_split(self, inputs: Inputs) -> Tensor:
+        """The request's columns of the first cross and of the first deep layer, once."""
+        request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
+        if not request.shape[1]:
+            return self.forward(inputs)
+        u, c = request.flatten(1), candidate.flatten(1)  # (R, d_u), (N, d_c)
+        first = cast("Cross", self.crosses[0])
+        w = self._split(first.reader, u, c)
+        w = w if first.down is None else first.up(w)
+        # x_1 = x_0 ⊙ w + x_0 = x_0 ⊙ (w + 1)
+        x = self._times_x0(u, c, w + 1.0)
+        for cross in list(self.crosses)[1:]:
+            x = self._times_x0(u, c, cross(x)) + x
+        deep = self.deep.first
+        return self._head(x, self._split(deep, u, c) if self._parallel else deep(x))
+
+    @property
+    def _parallel(self) -> bool:
+        return self.config.structure == "parallel"
+
+    def _split(self, layer: nn.Linear, u: Tensor, c: Tensor) -> Tensor:
+        once = functional.linear(u, layer.weight[:, : self.request_columns], layer.bias)
+        return rowwise("Add", once, functional.linear(c, layer.weight[:, self.request_columns :]))
+
+    def _times_x0(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
+        request = rowwise("Mul", u, w[:, : self.request_columns])
+        return torch.cat((request, c * w[:, self.request_columns :]), 1)  # (N, d)
+
+    def _head(self, crossed: Tensor, deep_first: Tensor) -> Tensor:
+        deep = self.deep.after_first(deep_first)
+        x = torch.cat((crossed, deep), 1) if self._parallel else deep
+        logits: Tensor = self.head(x).squeeze(-1)
+        return logits
+
+    def hidden(self) -> tuple[Hidden, ...]:
+        """Bottom MLPs' hidden layers and all of the deep part's; the head reads its last."""
+        return (*self.bottom_hidden(), *self._deep_hidden())
+
+    def _deep_hidden(self) -> tuple[Hidden, ...]:
+        last = self.config.deep[-1]
+        reader = Reader(self.head, self.head.in_features - last)
+        name = f"deep.{len(self.config.deep) - 1}"
+        return (*self.deep.hidden("deep"), Hidden(name, last, reader))
+
+    def prunable(self) -> Prunable:
+        """A field's group is its columns in every layer that reads the fields."""
+        readers = [Reader(cast("Cross", cross).reader) for cross in self.crosses]
+        readers.append(Reader(self.deep.first))
+        if self._parallel:
+            readers.append(Reader(self.head))
+        membership = torch.eye(len(self.fields)).repeat_interleave(self.config.dim, 1)
+        return Prunable(self.fields, tuple(readers), membership, self.hidden())
+
+    def top_flops(self, sizes: Mapping[str, float]) -> Parts:
+        """Crosses (W·x + b, ⊙ and +), deep part and head."""
+        width = sizes["fields"] * self.config.dim
+        rank = self.config.rank
+        inner = mlp_flops((width, rank, width) if rank else (width, width))
+        deep = [sizes[layer.name] for layer in self._deep_hidden()]
+        return {
+            "cross": self.config.crosses * (inner + 2 * width),
+            "deep": mlp_flops((width, *deep)),
+            "head": mlp_flops((deep[-1] + (width if self._parallel else 0), 1)),
+        }
+
+    def plan(self, keep: Keep) -> SlimPlan:
+        """Kept fields' rows and columns everywhere, kept neurons of the deep part."""
+        columns = field_columns(self, keep)
+        slices: dict[str, tuple[Index, Index]] = {**self.field_slices(keep)}
+        for position, cross in enumerate(self.crosses):
+            prefix = f"crosses.{position}"
+            if cast("Cross", cross).down is not None:
+                slices[f"{prefix}.down.weight"] = (None, columns)
+                slices[f"{prefix}.down.bias"] = (None, None)
+                slices[f"{prefix}.up.weight"] = (columns, None)
+            else:
+                slices[f"{prefix}.up.weight"] = (columns, columns)
+            slices[f"{prefix}.up.bias"] = (columns, None)
+        slices |= self.deep.slices("deep", "deep", keep, columns)
+        slices["head.weight"] = (None, self._head_columns(keep, columns))
+        slices["head.bias"] = (None, None)
+        update = {**self.kept_bottoms(keep), "deep": kept_widths(self._deep_hidden(), keep)}
+        return SlimPlan(self.kept_features(keep), self.config.model_copy(update=update), slices)
+
+    def _head_columns(self, keep: Keep, columns: Tensor) -> Tensor:
+        last = self._deep_hidden()[-1]
+        kept = torch.tensor(keep.hidden.get(last.name, range(last.width)), dtype=torch.int64)
+        deep = kept + last.reader.start
+        return torch.cat((columns, deep)) if self._parallel else deep

@@ -1,0 +1,190 @@
+"""DLRM (Naumov et al. 2019, arXiv 1906.00091): fields, an interaction, a top MLP.
+
+``cat`` concatenates the fields (what UMEC slims in its paper). ``dot`` gives the top MLP the
+numeric fields and the inner products of all pairs of fields::
+
+    x = [request numeric | request-request pairs | candidate numeric | request-candidate pairs |
+         candidate-candidate pairs]
+
+so that what depends on the request alone leads, and is multiplied once per request.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress.rankers.base import (
+    Field,
+    Hidden,
+    Inputs,
+    Keep,
+    Mlp,
+    Parts,
+    Prunable,
+    Ranker,
+    RankerConfig,
+    Reader,
+    SlimPlan,
+    kept_widths,
+    mlp_flops,
+    repeated,
+    rowwise,
+)
+from model_store.manifest import FeatureSpec
+
+# A run of the top MLP's input columns, and the one or two fields it is made of.
+Block = tuple[int, ...]
+
+
+class DlrmConfig(RankerConfig):
+    """DLRM's options; the defaults are the sizes UMEC used on Criteo."""
+
+    interaction: Literal["cat", "dot"] = "cat"
+    top: tuple[int, ...] = (512, 256)
+
+
+class Dlrm(Ranker):
+    """Fields → concatenation or inner products → top MLP → logit."""
+
+    Config = DlrmConfig
+    TOP = ("interaction", "top")
+
+    config: DlrmConfig
+
+    def __init__(
+        self, features: Sequence[FeatureSpec], config: DlrmConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__(features, config, generator)
+        self.blocks, self.request_blocks = _blocks(self.fields, config.interaction)
+        widths = [self._width(block) for block in self.blocks]
+        self.request_columns = sum(widths[: self.request_blocks])
+        sizes = (sum(widths), *config.top, 1)
+        self.top = Mlp(sizes, generator, last_relu=False, dropout=config.dropout)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits (N,), everything computed per row."""
+        inputs = repeated(inputs)
+        request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
+        x = torch.cat(
+            (*self._request_input(request), *self._candidate_input(request, candidate)), 1
+        )
+        logits: Tensor = self.top(torch.cat(parts, 1)).squeeze(-1)
+        return logits
+
+    def forward_split(self, inputs: Inputs) -> Tensor:
+        """W·x + b = (W_u·u + b) once + W_c·c per candidate."""
+        request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
+        first = self.top.first
+        x = torch.cat(self._candidate_input(request, candidate), 1)
+        h = functional.linear(x, first.weight[:, self.request_columns :])  # (N, H)
+        if self.request_columns:
+            u = torch.cat(self._request_input(request), 1)
+            once = functional.linear(u, first.weight[:, : self.request_columns], first.bias)
+            h = rowwise("Add", once, h)  # (R, H) + (N, H)
+        else:
+            h = h + first.bias
+        return self.top.after_first(h).squeeze(-1)
+
+    def _request_input(self, request: Tensor) -> list[Tensor]:
+        if self.config.interaction == "cat":
+            return [request.flatten(1)] if request.shape[1] else []
+        return [*_numeric(self.request.fields, request), *_own_pairs(request)]
+
+    def _candidate_input(self, request: Tensor, candidate: Tensor) -> list[Tensor]:
+        if self.config.interaction == "cat":
+            return [candidate.flatten(1)]
+        parts = _numeric(self.candidate.fields, candidate)
+        if request.shape[1]:
+            # (R, F_r, D) @ (N, D, F_c) -> (N, F_r, F_c)
+            parts.append(rowwise("MatMul", request, candidate.transpose(1, 2)).flatten(1))
+        return [*parts, *_own_pairs(candidate)]
+
+    def _width(self, block: Block) -> int:
+        return self.config.dim if len(block) == 1 else 1
+
+    def hidden(self) -> tuple[Hidden, ...]:
+        """Bottom and top MLPs' hidden layers."""
+        return (*self.bottom_hidden(), *self.top.hidden("top"))
+
+    def prunable(self) -> Prunable:
+        """Field groups are columns of the top MLP's first layer."""
+        shares = [
+            torch.zeros(len(self.fields), self._width(block)).index_fill_(
+                0, torch.tensor(block), 1 / len(block)
+            )
+            for block in self.blocks
+        ]
+        # Without a numeric field, `dot` has no input left once fewer than two fields remain.
+        numeric = any(field.numeric for field in self.fields)
+        least = 1 if numeric or self.config.interaction == "cat" else 2
+        membership = torch.cat(shares, 1)
+        return Prunable(self.fields, (Reader(self.top.first),), membership, self.hidden(), least)
+
+    def top_flops(self, sizes: Mapping[str, float]) -> Parts:
+        """Inner products of the pairs that are used (2·D each), and the top MLP."""
+        fields, dim = sizes["fields"], self.config.dim
+        hidden = [sizes[layer.name] for layer in self.top.hidden("top")]
+        if self.config.interaction == "cat":
+            return {"top": mlp_flops((fields * dim, *hidden, 1))}
+        pairs = fields * (fields - 1) / 2
+        numeric = sizes["request_numeric"] + sizes["candidate_numeric"]
+        return {
+            "interaction": pairs * 2 * dim,
+            "top": mlp_flops((numeric * dim + pairs, *hidden, 1)),
+        }
+
+    def plan(self, keep: Keep) -> SlimPlan:
+        """The kept blocks' columns of the first layer, and the kept neurons after it."""
+        update = {**self.kept_bottoms(keep), "top": kept_widths(self.top.hidden("top"), keep)}
+        slices = self.top.slices("top", "top", keep, self._kept_columns(keep))
+        return SlimPlan(
+            self.kept_features(keep),
+            self.config.model_copy(update=update),
+            {**self.field_slices(keep), **slices},
+        )
+
+    def _kept_columns(self, keep: Keep) -> Tensor:
+        kept = {i for i, field in enumerate(self.fields) if field.name in keep.fields}
+        stays = [kept.issuperset(block) for block in self.blocks for _ in range(self._width(block))]
+        return torch.tensor(stays).nonzero().flatten()
+
+
+def _blocks(fields: Sequence[Field], interaction: str) -> tuple[list[Block], int]:
+    """The blocks of the top MLP's input in order, and how many of them are the request's."""
+    request = [i for i, field in enumerate(fields) if field.request]
+    candidate = [i for i, field in enumerate(fields) if not field.request]
+    if interaction == "cat":
+        return [(i,) for i in (*request, *candidate)], len(request)
+    first: list[Block] = [*_numeric_blocks(fields, request), *_pairs(request)]
+    second: list[Block] = [
+        *_numeric_blocks(fields, candidate),
+        *((i, j) for i in request for j in candidate),
+        *_pairs(candidate),
+    ]
+    return first + second, len(first)
+
+
+def _numeric_blocks(fields: Sequence[Field], positions: Sequence[int]) -> list[Block]:
+    return [(i,) for i in positions if fields[i].numeric]
+
+
+def _pairs(positions: Sequence[int]) -> list[Block]:
+    return [(a, b) for n, a in enumerate(positions) for b in positions[n + 1 :]]
+
+
+def _numeric(fields: Sequence[Field], vectors: Tensor) -> list[Tensor]:
+    # A side's numeric field, if it has one, is its first.
+    return [vectors[:, 0]] if fields and fields[0].numeric else []
+
+
+def _own_pairs(vectors: Tensor) -> list[Tensor]:
+    """(rows, F, D) -> the inner products of its pairs, (rows, F·(F - 1)/2)."""
+    count = vectors.shape[1]
+    if count < 2:  # noqa: PLR2004  (a pair needs two)
+        return []
+    products = (vectors @ vectors.transpose(1, 2)).flatten(1)  # (rows, F·F)
+    upper = torch.tensor([a * count + b for a in range(count) for b in range(a + 1, count)])
+    return [products[:, upper.to(products.device)]]
