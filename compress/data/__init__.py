@@ -1,0 +1,13 @@
+"""Data sources by name: where rows come from. Everything after them is the same."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from compress.data.base import Source
+from compress.data.criteo import Criteo
+from compress.data.synthetic import Synthetic
+
+SOURCES: Final[Mapping[str, type[Source]]] = MappingProxyType(
+    {"criteo": Criteo, "synthetic": Synthetic}
+)
