@@ -57,7 +57,10 @@ def hash_row(text: str, rows: int) -> int:
 class Encoder(Protocol):
     """Encodes values of one feature: (n,) values → (n, length) int32 rows or float32 numbers."""
 
-    spec: FeatureSpec
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature it encodes."""
+        ...
 
     def encode(self, values: Values) -> NDArray[Any]:
         """Encode values.

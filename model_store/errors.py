@@ -35,6 +35,14 @@ class AliasConflict(StoreError):
     """Another writer moved the alias first, or there is nothing to roll back to."""
 
 
+class VersionInUse(StoreError):
+    """The version cannot be deleted: an alias names it."""
+
+
+class StoreUnavailable(StoreError):
+    """The storage could not be read or written: full, forbidden, unreachable."""
+
+
 class BadValue(ValueError):
     """A feature's value cannot be encoded.
 

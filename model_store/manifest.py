@@ -76,7 +76,8 @@ class FeatureSpec(Frozen):
     """One named feature: where a request carries it, how it is encoded, where it lands.
 
     Attributes:
-        side: ``user`` and ``context`` are the request side (computed once), ``item`` the candidates'.
+        side: ``user`` and ``context`` are the request side (computed once), ``item`` is the
+            candidates'.
         column: its column in a data file (defaults to ``name``).
         length: values kept of a multi-valued feature (1 for the others); shorter ones are padded
             with row 1, which pools to nothing.
@@ -133,6 +134,7 @@ class ItemTableSpec(Frozen):
     ids: str
     tensors: dict[InputName, str]
     items: int = Field(ge=0)
+    values: str | None = None
 
 
 class DataSpec(Frozen):

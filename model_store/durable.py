@@ -1,0 +1,115 @@
+"""File operations that survive a kill and a power cut: all or nothing, and on the disk when done.
+
+A rename is atomic but not durable: after a power cut its folder may still show the old name, or
+the new name over empty files. So files are fsynced before the rename, and the folder after it.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+LOCK_FILE: Final = ".lock"
+STAGING_FOLDER: Final = ".staging"
+
+
+def sync(path: Path) -> None:
+    """Put a file's content, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Put a folder and all in it on the disk."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; each new name is put on the disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads that write in a folder out.
+
+    The kernel drops the lock when its holder dies, so a kill leaves nothing to clean up.
+    """
+    make_folder(folder)
+    with (folder / LOCK_FILE).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A fresh folder on the file system of ``folder``, removed at the end unless renamed away.
+
+    It is held by a lock for as long as this process lives; `sweep` removes those nobody holds.
+    """
+    staging = folder / STAGING_FOLDER
+    # Under the folder's lock, or a sweep could see the new folder before it is held.
+    with locked(folder):
+        make_folder(staging)
+        stage = staging / uuid4().hex
+        stage.mkdir()
+        descriptor = os.open(stage, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the staged folders in ``folder`` whose processes died. Hold its lock."""
+    staging = folder / STAGING_FOLDER
+    for stage in sorted(staging.iterdir()) if staging.is_dir() else []:
+        descriptor = os.open(stage, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(stage)
+        finally:
+            os.close(descriptor)
+
+
+def discard(path: Path, folder: Path) -> None:
+    """Remove a folder: out of sight at once, then from the disk. Hold the lock of ``folder``."""
+    make_folder(folder / STAGING_FOLDER)
+    trash = folder / STAGING_FOLDER / uuid4().hex
+    path.rename(trash)
+    sync(path.parent)
+    shutil.rmtree(trash)

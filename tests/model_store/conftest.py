@@ -1,0 +1,132 @@
+"""A tiny bundle, sealed without any training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_store.bundle import (
+    GOLDEN_FILE,
+    GRAPH_FILE,
+    ITEM_IDS_FILE,
+    ITEM_VALUES_FILE,
+    Bundle,
+    item_tensor_file,
+    seal,
+    vocabulary_file,
+)
+from model_store.manifest import (
+    BucketEncoding,
+    Card,
+    DataSpec,
+    FeatureSpec,
+    HashEncoding,
+    ItemTableSpec,
+    Manifest,
+    NumericEncoding,
+    Resources,
+    TensorSpec,
+    VocabularyEncoding,
+)
+
+MakeBundle = Callable[..., Bundle]
+
+
+def features() -> tuple[FeatureSpec, ...]:
+    """One feature of each kind of encoding, and a pruned one."""
+    return (
+        FeatureSpec(
+            name="age", kind="numeric", side="user", column="age",
+            encoding=NumericEncoding(transform="log1p"), tensor="request_numeric",
+        ),
+        FeatureSpec(
+            name="hour", kind="categorical", side="context", column="hour",
+            encoding=BucketEncoding(edges=(6.0, 18.0)), tensor="request_ids",
+        ),
+        FeatureSpec(
+            name="item_id", kind="categorical", side="item", column="item_id",
+            encoding=HashEncoding(rows=16), tensor="candidate_ids",
+        ),
+        FeatureSpec(
+            name="genres", kind="multi", side="item", column="genres", length=2,
+            encoding=VocabularyEncoding(file=vocabulary_file("genres"), rows=4),
+            tensor="candidate_ids", start=1,
+        ),
+        FeatureSpec(
+            name="zip", kind="categorical", side="user", column="zip",
+            encoding=VocabularyEncoding(file=vocabulary_file("zip"), rows=9),
+        ),
+    )  # fmt: skip
+
+
+def manifest(name: str = "ctr", **changes: object) -> Manifest:
+    """The tiny bundle's manifest, before it is sealed."""
+    manifest = Manifest(
+        name=name,
+        created_at="2026-11-01T00:00:00Z",
+        graph=GRAPH_FILE,
+        scores="probability",
+        inputs=(
+            TensorSpec(name="request_numeric", dtype="float32", shape=("R", 1)),
+            TensorSpec(name="request_ids", dtype="int32", shape=("R", 1)),
+            TensorSpec(name="candidate_ids", dtype="int32", shape=("N", 3)),
+        ),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=("N",)),),
+        features=features(),
+        item_id="item_id",
+        items=ItemTableSpec(
+            ids=ITEM_IDS_FILE,
+            tensors={"candidate_ids": item_tensor_file("candidate_ids")},
+            items=2,
+            values=ITEM_VALUES_FILE,
+        ),
+        data=DataSpec(label="click"),
+        golden=GOLDEN_FILE,
+        card=Card(
+            method="umec",
+            ranker="dlrm",
+            seed=0,
+            dense=Resources(flops=100),
+            slim=Resources(flops=5),
+            kept_features=("age", "hour", "item_id", "genres"),
+            pruned_features=("zip",),
+        ),
+    )
+    return manifest.model_copy(update=changes)
+
+
+def write_files(root: Path, graph: bytes = b"not really a graph") -> None:
+    """All files of the tiny bundle, the manifest apart."""
+    texts = {
+        vocabulary_file("genres"): ["Drama", "Comedy"],
+        ITEM_IDS_FILE: ["i1", "i2"],
+        ITEM_VALUES_FILE: {"genres": [["Drama"], None]},
+        GOLDEN_FILE: [{"request": {"candidates": {"ids": ["i1"]}}, "scores": [0.25]}],
+    }
+    for name, value in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(value))
+    (root / GRAPH_FILE).write_bytes(graph)
+    rows = np.array([[3, 2, 1], [7, 1, 1]], dtype=np.int32)
+    np.save(root / item_tensor_file("candidate_ids"), rows)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """Seals a tiny bundle; another ``graph`` gives another digest."""
+
+    def make(folder: str = "bundle", graph: bytes = b"graph", **changes: object) -> Bundle:
+        root = tmp_path / folder
+        root.mkdir()
+        write_files(root, graph)
+        return seal(root, manifest(**changes))
+
+    return make
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle) -> Bundle:
+    """A tiny bundle."""
+    return make_bundle()
