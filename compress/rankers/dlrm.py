@@ -68,9 +68,7 @@ class Dlrm(Ranker):
         """Logits (N,), everything computed per row."""
         inputs = repeated(inputs)
         request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
-        x = torch.cat(
-            (*self._request_input(request), *self._candidate_input(request, candidate)), 1
-        )
+        parts = (*self._request_input(request), *self._candidate_input(request, candidate))
         logits: Tensor = self.top(torch.cat(parts, 1)).squeeze(-1)
         return logits
 
