@@ -162,9 +162,7 @@ def repeated(inputs: Inputs) -> Inputs:
 def _repeat(request: Tensor, rows: int) -> Tensor:
     if not request.shape[1]:
         return request
-    if torch.compiler.is_exporting():
-        # For the reason given in `rowwise`: all zeros if R = 1, 0..N-1 if R = N, undecided here.
-        return request[torch.arange(rows) % request.shape[0]]
+    # The exporter traces R and N as one axis; ONNX's Expand then takes R = 1 and R = N alike.
     return request.expand(rows, -1)
 
 

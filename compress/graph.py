@@ -1,0 +1,110 @@
+"""An exported graph, fed and run by ONNX Runtime as serving does. Nothing here needs torch."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from compress.data.encode import INPUTS, widths
+from model_store.manifest import FeatureSpec, InputName, TensorSpec
+
+OUTPUT: Final = "score"
+Array = NDArray[Any]
+Feeds = Mapping[InputName, Array]
+
+
+class GraphSession:
+    """One session of a graph, set up as serving's: one thread, no spinning."""
+
+    def __init__(self, path: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, feeds: Feeds) -> NDArray[np.float32]:
+        """The scores, (N,)."""
+        scores: NDArray[np.float32] = self._session.run([OUTPUT], dict(feeds))[0]
+        return scores
+
+
+def is_numeric(name: InputName) -> bool:
+    """Whether an input carries float32 numbers (and not int32 rows)."""
+    return name.endswith("_numeric")
+
+
+def is_request(name: InputName) -> bool:
+    """Whether an input is of the request side."""
+    return name.startswith("request_")
+
+
+def input_specs(features: Sequence[FeatureSpec]) -> dict[InputName, TensorSpec]:
+    """The graph's inputs: those that hold at least one column."""
+    return {
+        name: TensorSpec(
+            name=name,
+            dtype="float32" if is_numeric(name) else "int32",
+            shape=("R" if is_request(name) else "N", columns),
+        )
+        for name, columns in widths(features).items()
+        if columns
+    }
+
+
+def pack(features: Sequence[FeatureSpec], columns: Mapping[str, Array]) -> dict[InputName, Array]:
+    """Lay encoded features side by side as the graph's inputs.
+
+    Args:
+        features: kept ones are packed; pruned ones are left out.
+        columns: feature name -> (rows, length), as its encoder made it.
+    """
+    packed: dict[InputName, Array] = {}
+    for name in INPUTS:
+        held = sorted((f for f in features if f.tensor == name), key=lambda f: f.start)
+        if held:
+            dtype = np.float32 if is_numeric(name) else np.int32
+            parts = [columns[feature.name] for feature in held]
+            packed[name] = np.concatenate(parts, axis=1).astype(dtype, copy=False)
+    return packed
+
+
+def one_request(feeds: Feeds) -> dict[InputName, Array]:
+    """The first row's request with the candidates of all rows: R = N becomes R = 1."""
+    return {name: array[:1] if is_request(name) else array for name, array in feeds.items()}
+
+
+def repeat_request(feeds: Feeds, rows: int) -> dict[InputName, Array]:
+    """R = 1 becomes R = N: the request's row once a candidate."""
+    return {
+        name: array.repeat(rows, axis=0) if is_request(name) else array
+        for name, array in feeds.items()
+    }
+
+
+def interleaved_us(
+    sessions: Sequence[GraphSession], feeds: Sequence[Sequence[Feeds]], rounds: int
+) -> list[float]:
+    """Median microseconds a call of each session; they take turns, so they share disturbances.
+
+    Args:
+        sessions: the graphs to compare.
+        feeds: for each session its input sets, used in rotation.
+        rounds: calls of each session that count; a tenth as many warm up before them.
+    """
+    times = np.zeros((len(sessions), rounds))
+    for turn in range(-(rounds // 10) - 1, rounds):
+        for i, session in enumerate(sessions):
+            batch = feeds[i][turn % len(feeds[i])]
+            start = time.perf_counter_ns()
+            session.run(batch)
+            if turn >= 0:
+                times[i, turn] = time.perf_counter_ns() - start
+    return [float(us) for us in np.median(times, axis=1) / 1e3]
