@@ -32,11 +32,19 @@ class DistillConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """The one training loop's options. Epochs are passes over the training rows."""
+    """The one training loop's options. Epochs are passes over the training rows.
+
+    Attributes:
+        embedding_lr: None: as ``lr``; 0 leaves the tables as they are.
+        patience: looks at validation without a new best that are borne before stopping.
+        lr_decay: factor on both rates after each such look.
+        weight_decay: of the layers.
+        embedding_l2: pulls on the rows of a batch.
+    """
 
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0.0)
-    embedding_lr: float | None = Field(default=None, gt=0.0)
+    embedding_lr: float | None = Field(default=None, ge=0.0)
     batch_size: int = Field(default=2048, gt=0)
     epochs: int = Field(default=3, gt=0)
     patience: int = Field(default=2, ge=0)

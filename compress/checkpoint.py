@@ -1,0 +1,57 @@
+"""Training state on disk: a kill at any point leaves the last whole one.
+
+The file holds tensors and plain values only, and is read with ``weights_only``: no code in it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from compress.config import ConfigError
+
+
+def save(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write beside the target, flush to the disk, rename.
+
+    Args:
+        path: the checkpoint.
+        run: what the state belongs to (options, seed, sizes), as JSON values.
+        state: tensors and plain values.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("wb") as file:
+        torch.save({"run": json.dumps(run, sort_keys=True), "state": dict(state)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def load(path: Path | None, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of this very run, or None if it has not begun.
+
+    Raises:
+        ConfigError: the file belongs to another run, or cannot be read.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, BadZipFile, EOFError) as error:
+        raise ConfigError(
+            f"{path}: not a checkpoint that can be read ({error}); delete it to start afresh"
+        ) from error
+    theirs, ours = json.loads(saved["run"]), json.loads(json.dumps(run, sort_keys=True))
+    if theirs != ours:
+        changed = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
+        raise ConfigError(
+            f"{path}: belongs to a run with other {', '.join(changed)}; delete it to start afresh, "
+            "or restore the config to go on with it"
+        )
+    state: dict[str, Any] = saved["state"]
+    return state

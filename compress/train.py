@@ -1,0 +1,364 @@
+"""The one training loop. Every choice it makes is made on the validation part.
+
+The best weights are those of the least validation log loss, the starting ones included, so that
+fine-tuning never makes a ranker worse there. Log loss, not AUC, because scores are served as
+probabilities: it is proper, and it turns as soon as a ranker grows over-confident, which is how
+click models overfit, while AUC still creeps up.
+
+A run is a function of (ranker, data, config, seed): after a kill it goes on from its checkpoint to
+the same bytes. So the order of an epoch's rows is drawn anew from (seed, epoch), and a resumed
+epoch skips the batches that it has already seen.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress import checkpoint as checkpoints
+from compress import metrics
+from compress.config import DistillConfig, TrainConfig
+from compress.data.base import Part
+from compress.data.encode import Batch
+from compress.distill import click_loss, distillation_loss
+from compress.optimizers import Optimizers
+from compress.progress import Progress
+from compress.rankers.base import Inputs, Ranker
+from model_store.manifest import FeatureSpec, InputName
+
+PREDICT_ROWS = 8192
+CHECK_EVERY = 50  # steps between looks at the loss and reports of progress
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a number; the text says what to change."""
+
+
+class TrainingData(Protocol):
+    """What training needs of a data set (`compress.data.encode.Dataset`, and fakes in tests)."""
+
+    features: tuple[FeatureSpec, ...]
+    rows: Mapping[Part, int]
+
+    def batches(
+        self, part: Part, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[Batch]:
+        """Every row of a part once; shuffled iff ``rng`` is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The state of training at one look at the validation part.
+
+    Attributes:
+        epoch: passes over the training rows so far.
+        train_loss: mean since the look before (nan before the first step).
+    """
+
+    step: int
+    epoch: float
+    train_loss: float
+    logloss: float
+    auc: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What `fit` chose, and how it got there."""
+
+    best: Evaluation
+    history: tuple[Evaluation, ...]
+    steps: int
+    rows_per_second: float
+
+
+def device() -> torch.device:
+    """CUDA when present."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Columns:
+    """Picks a ranker's columns out of a data set's batches: a slimmed ranker wants fewer."""
+
+    def __init__(self, features: Sequence[FeatureSpec], ranker: Ranker) -> None:
+        placed = {feature.name: feature for feature in features}
+        self._wanted: dict[str, NDArray[np.int64] | None] = {}
+        for name in get_args(InputName):
+            live = sorted((f for f in ranker.features if f.tensor == name), key=lambda f: f.start)
+            wanted = [placed[f.name].start + k for f in live for k in range(f.length)]
+            width = sum(f.length for f in features if f.tensor == name)
+            self._wanted[name] = None if wanted == list(range(width)) else np.array(wanted, int)
+
+    def inputs(self, batch: Batch, where: torch.device) -> Inputs:
+        """The batch as inputs of the ranker."""
+        return Inputs(**{name: self._tensor(batch, name, where) for name in self._wanted})
+
+    def _tensor(self, batch: Batch, name: str, where: torch.device) -> Tensor:
+        array, wanted = getattr(batch, name), self._wanted[name]
+        return torch.from_numpy(array if wanted is None else array[:, wanted]).to(where)
+
+
+def predict(
+    ranker: Ranker, dataset: TrainingData, part: Part
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities and labels of a part, in its order."""
+    where = next(ranker.parameters()).device
+    columns, training = Columns(dataset.features, ranker), ranker.training
+    ranker.eval()
+    scores, labels = [], []
+    with torch.no_grad():
+        for batch in dataset.batches(part, PREDICT_ROWS):
+            scores.append(ranker(columns.inputs(batch, where)).sigmoid().cpu().numpy())
+            labels.append(batch.label)
+    ranker.train(training)
+    return np.concatenate(scores), np.concatenate(labels)
+
+
+class Objective:
+    """The loss of a batch: clicks, and the teacher's soft targets where there is one."""
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        dataset: TrainingData,
+        config: DistillConfig,
+        teacher: Ranker | None,
+        where: torch.device,
+    ) -> None:
+        self._ranker, self._config, self._where = ranker, config, where
+        self._columns = Columns(dataset.features, ranker)
+        self._teacher = teacher if config.weight else None
+        if self._teacher is not None:
+            self._teacher.to(where).eval()
+            self._teacher_columns = Columns(dataset.features, self._teacher)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """A mean over the batch."""
+        logits = self._ranker(self._columns.inputs(batch, self._where))
+        label = torch.from_numpy(batch.label).to(self._where)
+        if self._teacher is None:
+            return click_loss(logits, label)
+        with torch.no_grad():
+            soft = self._teacher(self._teacher_columns.inputs(batch, self._where))
+        return distillation_loss(logits, label, soft, self._config)
+
+
+def shuffled(
+    dataset: TrainingData, batch_size: int, seed: int, epoch: int, skip: int = 0
+) -> Iterator[Batch]:
+    """The training rows in the order of (seed, epoch), without the first ``skip`` batches."""
+    rng = np.random.default_rng((seed, epoch))
+    return islice(dataset.batches("train", batch_size, rng), skip, None)
+
+
+@contextmanager
+def reproducible(seed: int, where: torch.device) -> Iterator[None]:
+    """Dropout drawn from ``seed``, deterministic kernels; the caller's random state untouched."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(mode=True, warn_only=where.type == "cuda")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(mode=before)
+
+
+def random_state(where: torch.device) -> list[Tensor]:
+    """The state of the generators that dropout draws from."""
+    cuda = [torch.cuda.get_rng_state(where)] if where.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def restore_random_state(state: list[Tensor], where: torch.device) -> None:
+    """The reverse of `random_state`."""
+    torch.set_rng_state(state[0])
+    if where.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], where)
+
+
+def check_finite(loss: float, step: int, stage: str, config: TrainConfig) -> None:
+    """Refuse to go on without a loss.
+
+    Raises:
+        TrainingDiverged: it is not a finite number.
+    """
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"{stage}: the loss is {loss} at step {step}; lower lr (now {config.lr:g}), or look "
+            'for numeric columns of a huge scale (transform = "log1p" or "standardize")'
+        )
+
+
+def fit(
+    ranker: Ranker,
+    dataset: TrainingData,
+    config: TrainConfig,
+    seed: int,
+    *,
+    checkpoint: Path | None,
+    progress: Progress,
+    teacher: Ranker | None = None,
+    stage: str = "train",
+) -> FitResult:
+    """Train in place; the ranker ends with the best weights seen on validation.
+
+    Args:
+        ranker: starts from the weights it has.
+        dataset: batches of the parts train and validation are read, never test.
+        config: its ``distill`` needs ``teacher`` where its weight is over 0.
+        seed: of the order of rows and of dropout.
+        checkpoint: written at each look at validation; a finished one is only read.
+        progress: told of steps, loss and rows per second.
+        teacher: the ranker whose soft targets are imitated.
+        stage: what ``progress`` calls this.
+
+    Raises:
+        TrainingDiverged: the loss is no longer a number.
+        ConfigError: the checkpoint belongs to another run.
+    """
+    where = device()
+    ranker.to(where)
+    run = {
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "rows": dict(dataset.rows),
+        "shapes": {name: list(p.shape) for name, p in ranker.named_parameters()},
+    }
+    with reproducible(seed, where):
+        loop = _Loop(ranker, dataset, config, seed, teacher, where)
+        saved = checkpoints.load(checkpoint, run)
+        if saved is None:
+            loop.look()
+        else:
+            loop.restore(saved)
+        while not loop.finished:
+            loop.train_to_next_look(progress, stage)
+            if checkpoint is not None:
+                checkpoints.save(checkpoint, run, loop.state())
+    ranker.load_state_dict(loop.best_weights)
+    ranker.to("cpu").eval()
+    history = tuple(loop.history)
+    best = min(history, key=lambda e: e.logloss)
+    return FitResult(best, history, loop.step, loop.rows_per_second)
+
+
+@dataclass
+class _Loop:
+    """Training between two looks at validation: all that a checkpoint must hold."""
+
+    ranker: Ranker
+    dataset: TrainingData
+    config: TrainConfig
+    seed: int
+    teacher: Ranker | None
+    where: torch.device
+    epoch: int = 0
+    batch: int = 0  # of the epoch, done
+    step: int = 0
+    worse: int = 0  # looks since the best one
+    history: list[Evaluation] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    rows_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimizers = Optimizers(self.ranker, self.config)
+        self._objective = Objective(
+            self.ranker, self.dataset, self.config.distill, self.teacher, self.where
+        )
+        self._batches = math.ceil(self.dataset.rows["train"] / self.config.batch_size)
+        looks = min(self.config.evaluations_per_epoch, self._batches)
+        self._looks = [math.ceil(self._batches * (k + 1) / looks) for k in range(looks)]
+        self._rows: Iterator[Batch] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or the best look is too long ago."""
+        return self.epoch >= self.config.epochs or self.worse > self.config.patience
+
+    @property
+    def rows_per_second(self) -> float:
+        """Training rows since the start or the resumption; looks at validation left out."""
+        return self.rows_seen / self.seconds if self.seconds else 0.0
+
+    def train_to_next_look(self, progress: Progress, stage: str) -> None:
+        """Train some steps, look at validation, and mind the best weights."""
+        if self._rows is None:
+            self._rows = shuffled(
+                self.dataset, self.config.batch_size, self.seed, self.epoch, self.batch
+            )
+        start, until = time.perf_counter(), next(n for n in self._looks if n > self.batch)
+        self.ranker.train()
+        total = torch.zeros((), device=self.where)
+        steps = until - self.batch
+        for batch in islice(self._rows, steps):
+            self.optimizers.zero_grad()
+            loss = self._objective.loss(batch)
+            torch.autograd.backward(loss)
+            self.optimizers.step()
+            total += loss.detach()
+            self.batch += 1
+            self.step += 1
+            self.rows_seen += len(batch)
+            if self.step % CHECK_EVERY == 0 or self.batch == until:
+                check_finite(total.item(), self.step, stage, self.config)
+                self.seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                self._tell(progress, stage, loss.item())
+        if self.batch == self._batches:
+            self.epoch, self.batch, self._rows = self.epoch + 1, 0, None
+        self.look(total.item() / steps)
+        self._tell(progress, stage, total.item() / steps, val_logloss=self.history[-1].logloss)
+
+    def _tell(self, progress: Progress, stage: str, loss: float, **more: float) -> None:
+        total = self._batches * self.config.epochs
+        progress.step(stage, self.step, total, loss=loss, rows_s=self.rows_per_second, **more)
+
+    def look(self, train_loss: float = math.nan) -> None:
+        """Evaluate on validation; keep the weights if they are the best so far."""
+        scores, labels = predict(self.ranker, self.dataset, "validation")
+        check_finite(float(scores.sum()), self.step, "validation", self.config)
+        now = Evaluation(
+            step=self.step,
+            epoch=self.epoch + self.batch / self._batches,
+            train_loss=train_loss,
+            logloss=metrics.logloss(labels, scores),
+            auc=metrics.auc(labels, scores) if 0 < labels.mean() < 1 else math.nan,
+        )
+        if now.logloss < min((e.logloss for e in self.history), default=math.inf):
+            self.best_weights = {k: v.clone() for k, v in self.ranker.state_dict().items()}
+            self.worse = 0
+        else:
+            self.worse += 1
+            self.optimizers.factor *= self.config.lr_decay
+        self.history.append(now)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "ranker": self.ranker.state_dict(),
+            "best": self.best_weights,
+            "optimizers": self.optimizers.state_dict(),
+            "random": random_state(self.where),
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "counts": [self.epoch, self.batch, self.step, self.worse],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.ranker.load_state_dict(state["ranker"])
+        self.best_weights = state["best"]
+        self.optimizers.load_state_dict(state["optimizers"])
+        restore_random_state(state["random"], self.where)
+        self.history = [Evaluation(**evaluation) for evaluation in state["history"]]
+        self.epoch, self.batch, self.step, self.worse = state["counts"]
