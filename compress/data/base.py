@@ -5,7 +5,7 @@ with the data. Frames carry the columns of the data file under the file's own na
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -128,11 +128,13 @@ class Source(Protocol):
         """The features; cheap, reads no rows."""
         ...
 
-    def chunks(self, part: Part, tally: Tally | None = None) -> Iterator[pl.DataFrame]:
-        """Raw rows of one part, in the order of the data, in frames of bounded size.
+    def chunks(
+        self, parts: Sequence[Part] = PARTS, tally: Tally | None = None
+    ) -> Iterator[tuple[Part, pl.DataFrame]]:
+        """Raw rows, each frame of one part and of bounded size, in the order of the data.
 
         Args:
-            part: which part of the split.
+            parts: of the split; the others are left out.
             tally: counts the rows left out for a bad cell.
 
         Raises:

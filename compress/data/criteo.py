@@ -5,16 +5,25 @@ rows in time order. The challenge names no sides, so the config says which colum
 carries; the rest are the candidates'.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Final, Literal
 
 import polars as pl
 from pydantic import Field, field_validator
 
-from compress.data.base import ColumnSpec, OnBadCell, Part, Schema, Tally, digest
-from compress.data.files import Files, find_files
-from compress.data.rows import Rows
+from compress.data.base import (
+    PARTS,
+    ColumnSpec,
+    OnBadCell,
+    Part,
+    Schema,
+    Tally,
+    column_kinds,
+    digest,
+)
+from compress.data.cells import Role, Rules
+from compress.data.files import Files, Table, find_files
 from compress.data.split import Split
 from model_store.manifest import DataSpec, Frozen
 
@@ -67,9 +76,11 @@ class Criteo:
             data=DataSpec(label=LABEL, tsv_columns=COLUMNS, time=self._config.split.column),
         )
 
-    def chunks(self, part: Part, tally: Tally | None = None) -> Iterator[pl.DataFrame]:
-        """Rows of a part."""
-        return self._rows.chunks(part, tally)
+    def chunks(
+        self, parts: Sequence[Part] = PARTS, tally: Tally | None = None
+    ) -> Iterator[tuple[Part, pl.DataFrame]]:
+        """Rows in time order."""
+        return self._table.chunks(parts, tally)
 
     def items(self) -> None:
         """None: the challenge does not say what was shown."""
@@ -82,25 +93,22 @@ class Criteo:
     @cached_property
     def _fingerprint(self) -> str:
         settings = self._config.model_dump_json(exclude={"path"})
-        return digest("criteo", settings, self._files.fingerprint())
+        return digest("criteo", settings, self._table.files.fingerprint())
 
     @cached_property
-    def _files(self) -> Files:
+    def _table(self) -> Table:
         config = self._config
-        roles = dict.fromkeys(NUMERIC, "numeric") | dict.fromkeys(CATEGORICAL, "categorical")
-        time = {config.split.column: "time"} if config.split.column else {}
-        return Files(
+        kinds = column_kinds(self.schema())
+        time: dict[str, Role] = {config.split.column: "time"} if config.split.column else {}
+        files = Files(
             paths=find_files(config.path),
-            roles={LABEL: "label"} | roles | time,
+            rules=Rules({LABEL: "label", **kinds, **time}),
             names=COLUMNS,
             separator="\t",
             quote=False,
             on_bad_cell=config.on_bad_cell,
         )
-
-    @cached_property
-    def _rows(self) -> Rows:
-        return Rows(self._files, self._config.split)
+        return Table(files, config.split)
 
     def _column(self, name: str) -> ColumnSpec:
         config, counts = self._config, name in NUMERIC

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from compress.data.base import PARTS, DataError, Part, Schema, Source, Tally, digest
 from compress.data.fit import Fitter, make_fitter
 from compress.progress import Progress
-from model_store.encoding import MISSING, CategoricalEncoder, Encoder, make_encoder
+from model_store.encoding import MISSING, OOV, CategoricalEncoder, Encoder, make_encoder
 from model_store.errors import BadValue
 from model_store.manifest import FeatureSpec, Frozen, InputName, NumericEncoding
 
@@ -105,7 +105,7 @@ class Dataset:
 
     def raw(self, part: Part) -> Iterator[pl.DataFrame]:
         """The rows of a part as the source gives them."""
-        return self._source.chunks(part)
+        return (frame for _, frame in self._source.chunks((part,)))
 
     def batches(
         self, part: Part, batch_size: int, rng: np.random.Generator | None = None
@@ -136,13 +136,9 @@ class Dataset:
             yield self._batch(rest)
 
     def _batch(self, words: Words) -> Batch:
-        parts, start = {}, 0
-        for name in INPUTS:
-            columns = words[:, start : start + self._widths[name]]
-            start += self._widths[name]
-            dtype = np.float32 if name.endswith("numeric") else np.int32
-            parts[name] = np.ascontiguousarray(columns).view(dtype)
-        return Batch(**parts, label=np.ascontiguousarray(words[:, -1]).view(np.float32))
+        ends = np.cumsum([self._widths[name] for name in INPUTS])
+        p, c, q, d, label = (np.ascontiguousarray(x) for x in np.split(words, ends, axis=1))
+        return Batch(p.view(np.float32), c, q.view(np.float32), d, label[:, 0].view(np.float32))
 
 
 def _block(file: BinaryIO, block: int, width: int) -> Words:
@@ -184,7 +180,7 @@ def fit(
     """The features, placed, and the vocabularies, from the training rows."""
     fitters: dict[str, Fitter] = {c.name: make_fitter(c) for c in schema.columns}
     rows = 0
-    for frame in source.chunks("train"):
+    for _, frame in source.chunks(("train",)):
         for column in schema.columns:
             fitters[column.name].update(frame[column.column])
         rows += len(frame)
@@ -195,7 +191,7 @@ def fit(
         features.append(
             FeatureSpec(
                 name=column.name,
-                kind="categorical" if encoding.type == "buckets" else column.kind,
+                kind=column.kind,
                 side=column.side,
                 encoding=encoding,
                 column=column.column,
@@ -253,6 +249,8 @@ def encode_series(encoder: Encoder, series: pl.Series) -> NDArray[Any]:
     Raises:
         BadValue: as the encoder.
     """
+    if series.dtype == pl.Null:
+        series = series.cast(pl.String)
     if not isinstance(encoder, CategoricalEncoder):
         if series.dtype.is_numeric():
             return encoder.encode(series.cast(pl.Float64).to_numpy())
@@ -268,24 +266,27 @@ def _encode_tokens(encoder: CategoricalEncoder, series: pl.Series) -> Words:
         # A set of categories of its own, so that nothing stays behind when the chunk is done.
         codes = series.cast(pl.Categorical(pl.Categories.random()))
         known = codes.drop_nulls().unique()
-        rows = _rows(encoder, known.cast(pl.String))
         index = known.to_physical().to_numpy()
         table = np.zeros(int(index.max(initial=0)) + 2, np.int32)
-        table[index] = rows
+        table[index] = _rows(encoder, known.cast(pl.String))
         table[-1] = encoder.row(None)
         physical = codes.to_physical().fill_null(len(table) - 1)
-        return table[physical.to_numpy()]
+        return np.asarray(table[physical.to_numpy()])
     distinct = series.unique()
-    rows = pl.Series(_rows(encoder, distinct), dtype=pl.Int32)
-    pairs = pl.DataFrame({"value": distinct, "row": rows})
+    pairs = pl.DataFrame({"value": distinct, "row": _rows(encoder, distinct)})
     joined = series.to_frame("value").join(
         pairs, on="value", how="left", nulls_equal=True, maintain_order="left"
     )
-    return joined["row"].to_numpy()
+    return np.asarray(joined["row"])
 
 
-def _rows(encoder: CategoricalEncoder, series: pl.Series) -> Words:
-    return np.array([encoder.row(value) for value in series.to_list()], np.int32)
+def _rows(encoder: CategoricalEncoder, distinct: pl.Series) -> Words:
+    """Rows of distinct values."""
+    values, vocabulary = distinct.to_list(), encoder.vocabulary
+    if vocabulary is not None and distinct.dtype == pl.String and not distinct.has_nulls():
+        # What `row` does with a string, without a call for each.
+        return np.fromiter((vocabulary.get(v, OOV) for v in values), np.int32, len(values))
+    return np.fromiter(map(encoder.row, values), np.int32, len(values))
 
 
 def _encode_lists(encoder: CategoricalEncoder, series: pl.Series) -> Words:
@@ -307,8 +308,8 @@ def _encode_lists(encoder: CategoricalEncoder, series: pl.Series) -> Words:
 
 def labels(schema: Schema, frame: pl.DataFrame) -> NDArray[np.float32]:
     """The labels of raw rows as 0.0 or 1.0."""
-    raw = frame[schema.label].cast(pl.Float64).to_numpy()
-    return (raw >= (schema.data.positive_from or 1.0)).astype(np.float32)
+    threshold = 1.0 if schema.data.positive_from is None else schema.data.positive_from
+    return (frame[schema.label].cast(pl.Float64).to_numpy() >= threshold).astype(np.float32)
 
 
 def _encode(source: Source, schema: Schema, folder: Path, progress: Progress) -> None:
@@ -317,22 +318,21 @@ def _encode(source: Source, schema: Schema, folder: Path, progress: Progress) ->
     for name, known in tokens.items():
         (folder / "vocab" / f"{name}.json").write_text(json.dumps(known, ensure_ascii=False))
     encoders = {f.name: make_encoder(f, tokens.get(f.name)) for f in features}
-    rows: dict[Part, int] = {}
-    positives: dict[Part, int] = {}
+    rows, positives = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     tally = Tally()
-    for part in PARTS:
-        rows[part] = positives[part] = 0
-        with (folder / f"{part}.bin").open("wb") as file:
-            for frame in source.chunks(part, tally):
-                label = labels(schema, frame)
-                file.write(_words(frame, features, encoders, label).data)
-                rows[part] += len(frame)
-                positives[part] += int(label.sum())
-                progress.step(f"encode {part}", rows[part], None)
+    with ExitStack() as stack:
+        files = {part: stack.enter_context((folder / f"{part}.bin").open("wb")) for part in PARTS}
+        for part, frame in source.chunks(PARTS, tally):
+            label = labels(schema, frame)
+            files[part].write(_words(frame, features, encoders, label).data)
+            rows[part] += len(frame)
+            positives[part] += int(label.sum())
+            progress.step("encode", sum(rows.values()), None)
+        for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-        if not rows[part]:
-            raise DataError(f"the split leaves no rows for {part}; move its boundaries")
+    if empty := [part for part in PARTS if not rows[part]]:
+        raise DataError(f"the split leaves no rows for {', '.join(empty)}; move its boundaries")
     meta = _Meta(features=tuple(features), rows=rows, positives=positives, skipped_rows=tally.rows)
     (folder / "meta.json").write_text(meta.model_dump_json(indent=1))
 

@@ -8,12 +8,13 @@ error that names it, or its row is left out and counted.
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -22,48 +23,36 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from compress.data.base import BadCell, DataError, OnBadCell, Tally
-from compress.data.split import ROW
+from compress.data.base import BadCell, DataError, OnBadCell, Part, Tally
+from compress.data.cells import Rules, WrongType
+from compress.data.split import ROW, Cut, Split, resolve_cut
 
 CHUNK_ROWS: Final = 1 << 16
 BLOCK_BYTES: Final = 1 << 23  # of text read at once: about 32 k rows of Criteo
 SUFFIXES: Final = (".parquet", ".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-
-Role = Literal["numeric", "categorical", "multi", "label", "time"]
-
-_EXPECTED: Final[Mapping[Role, str]] = {
-    "numeric": "a number within ±3.4e38",
-    "categorical": "text",
-    "multi": "a list, or text",
-    "label": "0 or 1",
-    "time": "a time",
-}
+_SHOWN: Final = 80  # characters of a bad cell in a message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Files:
     """Files of one shape, read as one table.
 
     Attributes:
         paths: in reading order.
-        roles: what each column that is read should hold.
+        rules: the columns that are read, and what they should hold.
         names: the columns of text files without a header line; None if they have one.
         separator: between the fields of text; None: a comma in .csv, else a tab.
         quote: whether fields of text may be quoted.
         missing: texts that mean a missing value.
-        positive_from: labels are any numbers, positive from here on; None: they are 0 or 1.
-        time_format: how times in text are written (as `strptime`); None: as numbers.
+        on_bad_cell: whether a bad cell is an error, or its row is skipped and counted.
     """
 
     paths: tuple[Path, ...]
-    roles: Mapping[str, Role]
+    rules: Rules
     names: tuple[str, ...] | None = None
     separator: str | None = None
     quote: bool = True
     missing: tuple[str, ...] = ("",)
-    positive_from: float | None = None
-    time_format: str | None = None
     on_bad_cell: OnBadCell = "error"
 
     def frames(self, tally: Tally | None = None) -> Iterator[pl.DataFrame]:
@@ -81,14 +70,22 @@ class Files:
                 yield self._checked(path, frame, tally).with_columns(pl.col(ROW) + start)
             start += rows
 
+    def columns(self) -> list[str]:
+        """The names of the first file's columns."""
+        path = self.paths[0]
+        if path.suffix == ".parquet":
+            with _readable(path):
+                return list(pq.read_schema(path).names)
+        return self._header(path) if self.names is None else list(self.names)
+
     def count(self) -> int:
         """The number of rows in all files, bad ones included."""
         return sum(self._count(path) for path in self.paths)
 
     def values(self, column: str) -> Iterator[NDArray[np.float64]]:
         """Stream a column of numbers or times, bad cells left out."""
-        only = replace(self, roles={column: self.roles[column]}, on_bad_cell="skip")
-        for frame in only.frames():
+        rules = replace(self.rules, roles={column: self.rules.roles[column]})
+        for frame in replace(self, rules=rules, on_bad_cell="skip").frames():
             yield frame[column].drop_nulls().to_numpy()
 
     def fingerprint(self) -> str:
@@ -103,10 +100,10 @@ class Files:
         if path.suffix == ".parquet":
             with _readable(path):
                 return int(pq.ParquetFile(path).metadata.num_rows)
-        first = self.names[0] if self.names is not None else self._header(path)[0]
-        narrow = replace(self, roles={first: "categorical"}, on_bad_cell="skip")
+        first = self._header(path)[0] if self.names is None else self.names[0]
+        narrow = replace(self, rules=Rules({first: "categorical"}), on_bad_cell="skip")
         last = -1
-        for frame in narrow._raw(path, Tally()):  # noqa: SLF001
+        for frame in narrow._text(path, Tally()):  # noqa: SLF001
             last = int(frame[ROW][-1])
         return last + 1
 
@@ -116,9 +113,9 @@ class Files:
     def _parquet(self, path: Path) -> Iterator[pl.DataFrame]:
         with _readable(path):
             file = pq.ParquetFile(path, pre_buffer=False)
-            _require(path, self.roles, file.schema_arrow.names)
+            self._require(path, file.schema_arrow.names)
             start = 0
-            for batch in file.iter_batches(CHUNK_ROWS, columns=list(self.roles)):
+            for batch in file.iter_batches(CHUNK_ROWS, columns=list(self.rules.roles)):
                 rows = np.arange(start, start + len(batch), dtype=np.int64)
                 start += len(batch)
                 if len(batch):
@@ -126,12 +123,13 @@ class Files:
 
     def _text(self, path: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         if self.names is None:
-            _require(path, self.roles, self._header(path))
+            self._require(path, self._header(path))
         ragged = _Ragged(path, self._first_line, self.on_bad_cell, tally)
+        columns = list(self.rules.roles)
         options = pa_csv.ConvertOptions(
-            # Bytes, since one badly encoded cell would else end the whole file.
-            column_types=dict.fromkeys(self.roles, pa.binary()),
-            include_columns=list(self.roles),
+            # As bytes, since one badly encoded cell would else end the reading.
+            column_types=dict.fromkeys(columns, pa.binary()),
+            include_columns=columns,
             null_values=list(self.missing),
             strings_can_be_null=True,
         )
@@ -139,7 +137,7 @@ class Files:
             try:
                 for batch in self._open(path, ragged, options):
                     if len(batch):
-                        yield _frame(batch, ragged.rows(len(batch)))
+                        yield self._decoded(path, _frame(batch, ragged.rows(len(batch))), tally)
             except pa.ArrowInvalid:
                 if ragged.error is not None:
                     raise ragged.error from None
@@ -167,79 +165,52 @@ class Files:
             skip = _Ragged(path, self._first_line, "skip", Tally())
             return list(self._open(path, skip).schema.names)
 
+    def _require(self, path: Path, found: Sequence[str]) -> None:
+        wanted = list(self.rules.roles)
+        absent = [column for column in wanted if column not in found]
+        if absent:
+            close = {c: difflib.get_close_matches(c, found, n=1, cutoff=0.5) for c in absent}
+            named = [f"{c!r}" + "".join(f" (nearest: {n!r})" for n in close[c]) for c in absent]
+            raise DataError(
+                f"{path}: no column {', '.join(named)}; "
+                f"expected {', '.join(wanted)}; found {', '.join(found)}"
+            )
+
     @property
     def _first_line(self) -> int:
         return 1 if self.names is not None else 2
 
+    def _decoded(self, path: Path, frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+        columns = list(self.rules.roles)
+        # Blank lines are no rows.
+        if len(columns) > 1:
+            frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
+        try:
+            return frame.with_columns(pl.col(columns).cast(pl.String))
+        except pl.exceptions.ComputeError:
+            good = pl.Series([all(map(_is_utf8, row)) for row in frame.select(columns).rows()])
+        if self.on_bad_cell == "error":
+            index = int(good.arg_min() or 0)
+            column = next(c for c in columns if not _is_utf8(frame[c][index]))
+            row = int(frame[ROW][index]) + self._first_line
+            raise BadCell(path, row, column, _shown(frame[column][index]), "text in UTF-8")
+        tally.add(int((~good).sum()))
+        return frame.filter(good).with_columns(pl.col(columns).cast(pl.String))
+
     def _checked(self, path: Path, frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-        text = path.suffix != ".parquet"
-        if text and "label" in self.roles.values():
-            # Blank lines are no rows.
-            frame = frame.filter(~pl.all_horizontal(pl.col(list(self.roles)).is_null()))
-        columns, bad = [frame[ROW]], pl.repeat(False, len(frame), eager=True)
-        for name, role in self.roles.items():
-            series = self._typed(path, frame[name], role)
-            wrong = self._wrong(frame[name], series, role)
-            if wrong.any() and self.on_bad_cell == "error":
-                index = int(wrong.arg_max() or 0)
-                row = int(frame[ROW][index]) + (self._first_line if text else 1)
-                raise BadCell(path, row, name, _shown(frame[name][index]), self._expected(role))
-            columns.append(series)
-            bad = bad | wrong
+        try:
+            typed, bad = self.rules.typed(frame)
+        except WrongType as error:
+            raise DataError(f"{path}: {error}") from None
+        if not bad.any():
+            return typed
+        if self.on_bad_cell == "error":
+            wrong = self.rules.first_wrong(frame)
+            first = 1 if path.suffix == ".parquet" else self._first_line
+            row = int(frame[ROW][wrong.index]) + first
+            raise BadCell(path, row, wrong.column, _shown(wrong.value), wrong.expected)
         tally.add(int(bad.sum()))
-        return pl.DataFrame(columns).filter(~bad)
-
-    def _typed(self, path: Path, series: pl.Series, role: Role) -> pl.Series:
-        dtype = series.dtype
-        if dtype == pl.Binary:
-            series, dtype = _text(series), pl.String()
-        if role in {"numeric", "label"} or (role == "time" and not dtype.is_temporal()):
-            if role == "time" and self.time_format is not None:
-                return _epoch(series.str.to_datetime(self.time_format, strict=False))
-            if (
-                dtype.is_numeric()
-                or dtype == pl.String
-                or (dtype == pl.Boolean and role == "label")
-            ):
-                return series.cast(pl.Float64, strict=False).fill_nan(None)
-        elif role == "time" and dtype in {pl.Date, pl.Datetime}:
-            return _epoch(series)
-        elif isinstance(dtype, pl.Categorical | pl.Enum):
-            return series.cast(pl.String)
-        elif _is_token(dtype) or (
-            role == "multi" and isinstance(dtype, pl.List) and _is_token(dtype.inner)
-        ):
-            return series
-        raise DataError(
-            f"{path}: column {series.name!r}: expected {self._expected(role)}, its type is {dtype}"
-        )
-
-    def _wrong(self, raw: pl.Series, series: pl.Series, role: Role) -> pl.Series:
-        missing = raw.is_null()
-        if raw.dtype.is_float():
-            missing = missing | raw.is_nan()
-        lost = series.is_null() & ~missing
-        match role:
-            case "numeric":
-                return (lost | (series.abs() > FLOAT32_MAX)).fill_null(value=False)
-            case "label":
-                allowed = (
-                    series.is_finite()
-                    if self.positive_from is not None
-                    else (series == 0.0) | (series == 1.0)
-                )
-                return ~allowed.fill_null(value=False)
-            case "time":
-                return ~series.is_finite().fill_null(value=False)
-            case _:
-                return lost
-
-    def _expected(self, role: Role) -> str:
-        if role == "label" and self.positive_from is not None:
-            return "a number"
-        if role == "time" and self.time_format is not None:
-            return f"a time as {self.time_format}"
-        return _EXPECTED[role]
+        return typed.filter(~bad)
 
 
 class _Ragged:
@@ -270,6 +241,35 @@ class _Ragged:
         return rows
 
 
+@dataclass(frozen=True)
+class Table:
+    """Files and how their rows are split into parts."""
+
+    files: Files
+    split: Split
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The split's boundary values; reading fractions takes a pass over the rows."""
+        column = self.split.column
+        return resolve_cut(
+            self.split, self.files.count, lambda: self.files.values(column) if column else ()
+        )
+
+    def chunks(
+        self, parts: Sequence[Part], tally: Tally | None
+    ) -> Iterator[tuple[Part, pl.DataFrame]]:
+        """Rows of some parts, in file order."""
+        end = max(self.cut.bounds(part)[1] for part in parts)
+        for frame in self.files.frames(tally):
+            for part in parts:
+                rows = self.cut.select(frame, part).drop(ROW)
+                if len(rows):
+                    yield part, rows
+            if self.cut.column == ROW and len(frame) and frame[ROW][-1] >= end:
+                return
+
+
 def find_files(path: str) -> tuple[Path, ...]:
     """The data files that a path names: a file, a folder of files, or a glob.
 
@@ -281,7 +281,7 @@ def find_files(path: str) -> tuple[Path, ...]:
     place = Path(path).expanduser()
     if place.is_file():
         return (place,)
-    found = place.iterdir() if place.is_dir() else (Path(name) for name in glob(str(place)))  # noqa: PTH207
+    found = place.iterdir() if place.is_dir() else map(Path, glob(str(place)))  # noqa: PTH207
     files = sorted((file for file in found if file.name.endswith(SUFFIXES)), key=_natural)
     if not files:
         raise DataError(
@@ -296,9 +296,8 @@ def separator_of(path: Path) -> str:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)
-    ]
+    pieces = re.split(r"(\d+)", path.name)
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
 @contextmanager
@@ -309,48 +308,18 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _require(path: Path, wanted: Mapping[str, Role], found: Sequence[str]) -> None:
-    absent = [column for column in wanted if column not in found]
-    if not absent:
-        return
-    hints = []
-    for column in absent:
-        close = difflib.get_close_matches(column, found, n=1, cutoff=0.5)
-        hints.append(f"{column!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    raise DataError(
-        f"{path}: no column {', '.join(hints)}; expected {', '.join(wanted)}; "
-        f"found {', '.join(found)}"
-    )
-
-
 def _frame(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pl.DataFrame:
-    frame = pl.DataFrame(pa.Table.from_batches([batch]))
-    return frame.with_columns(pl.Series(ROW, rows))
+    return pl.DataFrame(pa.Table.from_batches([batch])).with_columns(pl.Series(ROW, rows))
 
 
-def _text(series: pl.Series) -> pl.Series:
+def _is_utf8(cell: bytes | None) -> bool:
     try:
-        return series.cast(pl.String)
-    except pl.exceptions.ComputeError:
-        return pl.Series(series.name, [_decoded(cell) for cell in series], dtype=pl.String)
-
-
-def _decoded(cell: bytes | None) -> str | None:
-    try:
-        return None if cell is None else cell.decode()
+        return cell is None or bool(cell.decode()) or True
     except UnicodeDecodeError:
-        return None
-
-
-def _epoch(series: pl.Series) -> pl.Series:
-    return series.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
-
-
-def _is_token(dtype: Any) -> bool:
-    return dtype in {pl.String, pl.Boolean} or dtype.is_integer() or dtype.is_float()
+        return False
 
 
 def _shown(value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
-    return value[:80] + "…" if isinstance(value, str) and len(value) > 80 else value  # noqa: PLR2004
+    return value[:_SHOWN] + "…" if isinstance(value, str) and len(value) > _SHOWN else value

@@ -1,6 +1,6 @@
 """Fits encodings on training rows, a chunk at a time."""
 
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import polars as pl
@@ -205,8 +205,7 @@ def _no_counts() -> pl.DataFrame:
 
 
 def _values(series: pl.Series) -> NDArray[np.float64]:
-    values: NDArray[Any] = series.drop_nulls().cast(pl.Float64).to_numpy()
-    return values[~np.isnan(values)]
+    return series.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
 
 
 def _number(column: ColumnSpec, otherwise: float) -> float:

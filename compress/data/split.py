@@ -93,8 +93,8 @@ def resolve_cut(
     """
     if split.column is None:
         total = rows()
-        test_from = total - round(total * split.test)
-        return Cut(ROW, test_from - round(total * split.validation), test_from)
+        test = total - round(total * split.test)
+        return Cut(ROW, test - round(total * split.validation), test)
     if split.validation_from is not None and split.test_from is not None:
         first, second = seconds(split.validation_from), seconds(split.test_from)
         if first >= second:
@@ -103,8 +103,7 @@ def resolve_cut(
             )
         return Cut(split.column, first, second)
     shares = (1.0 - split.validation - split.test, 1.0 - split.test)
-    validation_from, test_from = (_quantile(times, share) for share in shares)
-    return Cut(split.column, validation_from, test_from)
+    return Cut(split.column, *(_quantile(times, share) for share in shares))
 
 
 def _quantile(times: Callable[[], Iterable[NDArray[np.float64]]], share: float) -> float:
@@ -112,10 +111,10 @@ def _quantile(times: Callable[[], Iterable[NDArray[np.float64]]], share: float) 
 
     Memory is bounded: a histogram narrows the range until the rows in one bin fit.
     """
-    low, high, rows = np.inf, -np.inf, 0
+    low, high, rows = float(np.inf), float(-np.inf), 0
     for values in times():
         if values.size:
-            low, high = min(low, values.min()), max(high, values.max())
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
             rows += values.size
     if not rows:
         raise DataError("split: the data has no rows")

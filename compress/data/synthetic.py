@@ -8,7 +8,7 @@ The click is Bernoulli(sigmoid(logit)), so no ranker beats the AUC of the logit 
 takes no memory, and a part can be read without making the rows before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final
@@ -134,11 +134,15 @@ class Synthetic:
             columns=columns, data=DataSpec(label=LABEL), item_id="item_id" if ids else None
         )
 
-    def chunks(self, part: Part, tally: Tally | None = None) -> Iterator[pl.DataFrame]:
-        """Rows of a part; the row number is the time."""
+    def chunks(
+        self, parts: Sequence[Part] = PARTS, tally: Tally | None = None
+    ) -> Iterator[tuple[Part, pl.DataFrame]]:
+        """Rows; their number is the time."""
         del tally  # no cell is bad
-        for rows, _ in self._made(part):
-            yield rows
+        for part in PARTS:
+            if part in parts:
+                for rows, _ in self._made(part):
+                    yield part, rows
 
     def items(self) -> pl.DataFrame | None:
         """The catalogue."""

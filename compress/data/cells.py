@@ -1,0 +1,151 @@
+"""Checks cells against what their columns should hold. Pure: says what is wrong, does nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any, Final, Literal
+
+import numpy as np
+import polars as pl
+
+Role = Literal["numeric", "categorical", "multi", "label", "time"]
+
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class WrongType(TypeError):
+    """A whole column is of a type that its role cannot be read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """The first bad cell of a frame.
+
+    Attributes:
+        index: its row in the frame.
+        column: its column.
+        value: what it holds.
+        expected: what it should hold, in words.
+    """
+
+    index: int
+    column: str
+    value: Any
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What columns should hold.
+
+    Attributes:
+        roles: of the columns that are looked at.
+        positive_from: labels are any numbers, positive from here on; None: they are 0 or 1.
+        time_format: how times in text are written (as `strptime`); None: as numbers.
+    """
+
+    roles: Mapping[str, Role]
+    positive_from: float | None = None
+    time_format: str | None = None
+
+    def typed(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+        """Numbers, labels and times as Float64, categories in a type that has tokens.
+
+        Columns without a role stay as they are.
+
+        Returns:
+            the typed frame, and which of its rows hold a bad cell.
+
+        Raises:
+            WrongType: a column can hold no such cells at all.
+        """
+        values = [self._value(name, frame.schema[name]) for name in self.roles]
+        faults = [self._fault(name, frame.schema[name]) for name in self.roles]
+        known = [fault for fault in faults if fault is not None]
+        bad = reduce(or_, known, pl.lit(value=False))
+        flags = frame.select(bad.alias("bad")).to_series()
+        if len(flags) != len(frame):  # no cell can be bad: one flag for all
+            flags = pl.repeat(False, len(frame), eager=True)
+        return frame.with_columns(values), flags
+
+    def first_wrong(self, frame: pl.DataFrame) -> Wrong:
+        """The bad cell that comes first, by row and then by the order of the roles."""
+        found = []
+        for name in self.roles:
+            fault = self._fault(name, frame.schema[name])
+            index = None if fault is None else frame.select(fault.arg_true()).to_series()
+            if index is not None and len(index):
+                found.append((int(index[0]), name))
+        index_, name = min(found, key=lambda place: place[0])
+        return Wrong(index_, name, frame[name][index_], self.expected(self.roles[name]))
+
+    def expected(self, role: Role) -> str:
+        """What a cell of a role should hold, in words."""
+        match role:
+            case "numeric":
+                return "a number within ±3.4e38"
+            case "label":
+                return "0 or 1" if self.positive_from is None else "a number"
+            case "time":
+                return "a time" if self.time_format is None else f"a time as {self.time_format}"
+            case "multi":
+                return "a list, or text"
+            case "categorical":
+                return "text, a whole number or a boolean"
+
+    def _value(self, name: str, dtype: pl.DataType) -> pl.Expr:
+        role, column = self.roles[name], pl.col(name)
+        if role in {"numeric", "label", "time"}:
+            return self._number(name, dtype).fill_nan(None).alias(name)
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            return column.cast(pl.String)
+        if dtype == pl.Null:
+            return column.cast(pl.String)
+        if has_tokens(dtype) or (
+            role == "multi" and isinstance(dtype, pl.List) and has_tokens(dtype.inner)
+        ):
+            return column
+        raise self._wrong_type(name, dtype)
+
+    def _number(self, name: str, dtype: pl.DataType) -> pl.Expr:
+        role, column = self.roles[name], pl.col(name)
+        if role == "time" and dtype == pl.String and self.time_format is not None:
+            return _epoch(column.str.to_datetime(self.time_format, strict=False))
+        if role == "time" and dtype in {pl.Date, pl.Datetime}:
+            return _epoch(column)
+        numeric = dtype in {pl.String, pl.Null} or dtype.is_numeric()
+        if numeric or (role == "label" and dtype == pl.Boolean):
+            return column.cast(pl.Float64, strict=False)
+        raise self._wrong_type(name, dtype)
+
+    def _fault(self, name: str, dtype: pl.DataType) -> pl.Expr | None:
+        """Whether a cell is bad, for those columns that can hold a bad one."""
+        role = self.roles[name]
+        if role in {"categorical", "multi"} or (role == "numeric" and dtype.is_integer()):
+            return None
+        value = self._number(name, dtype)
+        match role:
+            case "numeric":
+                lost = value.is_null() & pl.col(name).is_not_null()
+                return (
+                    lost | (value.abs() > FLOAT32_MAX).fill_null(value=False) & value.is_not_nan()
+                )
+            case "label" if self.positive_from is None:
+                return ~((value == 0.0) | (value == 1.0)).fill_null(value=False)
+            case _:
+                return ~value.is_finite().fill_null(value=False)
+
+    def _wrong_type(self, name: str, dtype: pl.DataType) -> WrongType:
+        return WrongType(
+            f"column {name!r}: expected {self.expected(self.roles[name])}, its type is {dtype}"
+        )
+
+
+def has_tokens(dtype: Any) -> bool:
+    """Whether the values of a type are tokens as they stand."""
+    return dtype in {pl.String, pl.Boolean} or dtype.is_integer() or dtype.is_float()
+
+
+def _epoch(time: pl.Expr) -> pl.Expr:
+    return time.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
