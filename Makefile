@@ -31,7 +31,7 @@ help:  ## list the targets
 
 .PHONY: demo
 demo: $(RUN)  ## MovieLens 100k: train, slim, publish, serve, ask, compare (ONCE=1 stops there)
-	$(PY) -m loadtest.demo $(ARGS)
+	$(PY) -m loadtest.demo $(if $(ONCE),--once) $(ARGS)
 
 .PHONY: serve
 serve: $(RUN)  ## serve what the store holds (settings: SLIMRANK_*, docs/operations.md)
