@@ -160,8 +160,7 @@ class Bundle:
         self._check_items(spec.ids, len(ids), spec.items)
         tensors = {}
         for name, file in spec.tensors.items():
-            tensors[name] = self._tensor(file)
-            self._check_items(file, len(tensors[name]), spec.items)
+            tensors[name] = self._tensor(name, file, spec.items)
         values = None if spec.values is None else self._load(spec.values, _VALUES)
         for feature, column in (values or {}).items():
             self._check_items(f"{spec.values} ({feature})", len(column), spec.items)
@@ -178,17 +177,20 @@ class Bundle:
         except ValidationError as error:
             raise BundleCorrupt(f"{path}: {_first(error.errors())}") from None
 
-    def _tensor(self, name: str) -> NDArray[Any]:
-        path = self.path(name)
+    def _tensor(self, name: InputName, file: str, items: int) -> NDArray[Any]:
+        path = self.path(file)
         try:
             # open_memmap, unlike numpy.load, knows only npy: no zip, and never a pickle.
             tensor = np.lib.format.open_memmap(path, mode="r")
         except ValueError as error:
             raise BundleCorrupt(f"{path}: not a plain npy file ({error})") from None
-        if tensor.ndim != 2 or tensor.dtype not in (np.int32, np.float32):  # noqa: PLR2004
+        expected = [
+            (t.dtype, (items, *t.shape[1:])) for t in self.manifest.inputs if t.name == name
+        ]
+        if [(str(tensor.dtype), tensor.shape)] != expected:
             raise BundleCorrupt(
-                f"{path}: expected int32 or float32 of two dimensions, "
-                f"got {tensor.dtype} of {tensor.ndim}"
+                f"{path}: {tensor.dtype} of shape {tensor.shape}, the manifest's input {name} "
+                f"asks for {expected}"
             )
         return tensor
 

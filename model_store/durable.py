@@ -92,18 +92,27 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the staged folders in ``folder`` whose processes died. Hold its lock."""
+    """Remove what killed processes left in a folder: staged folders, parts of small files."""
     staging = folder / STAGING_FOLDER
-    for stage in sorted(staging.iterdir()) if staging.is_dir() else []:
-        descriptor = os.open(stage, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(stage)
-        finally:
-            os.close(descriptor)
+    if not staging.is_dir():
+        return
+    with locked(folder):
+        for stage in sorted(staging.iterdir()):
+            _remove_unheld(stage)
+        # Small files are written under the lock, so nobody is at work on these.
+        for part in folder.glob("[!.]*/.*"):
+            part.unlink()
+
+
+def _remove_unheld(stage: Path) -> None:
+    descriptor = os.open(stage, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(stage)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(descriptor)
 
 
 def discard(path: Path, folder: Path) -> None:

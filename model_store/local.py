@@ -1,5 +1,6 @@
 """A store in a local folder: published by rename, guarded by the kernel's file locks."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,9 +69,13 @@ class LocalStorage:
             def commit(path: str) -> None:
                 target = self._root / path
                 make_folder(target.parent)
-                if target.exists():
-                    raise FileExistsError(target)
-                stage.rename(target)
+                try:
+                    stage.rename(target)
+                except OSError as error:
+                    # The rename itself decides who wins: it never replaces a folder with files.
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise FileExistsError(target) from None
+                    raise
                 sync(target.parent)
 
             yield commit
@@ -84,9 +89,6 @@ class LocalStorage:
         discard(self._root / path, self._root / name)
 
     def sweep(self, name: str) -> list[str]:
-        """Remove what dead publishers left; the paths of half-written versions that went.
-
-        A local store has no half-written versions.
-        """
+        """Remove what dead publishers left; no version, as none is ever half there."""
         sweep(self._root / name)
         return []

@@ -374,20 +374,25 @@ class Store:
         Returns:
             The (name, version) pairs that went.
         """
-        gone: Pairs = []
-        for each in self._names() if name is None else [name]:
-            with self._writing(each, f"collecting {each}") as versions:
-                kept = self._kept(each, versions, keep_previous)
-                for version in versions:
-                    # One without a manifest may still be on its way up; sweep knows.
-                    if version in kept or self._manifest(each, version) is None:
-                        continue
-                    gone.append((each, version))
-                    if not dry_run:
-                        self._delete(each, version)
-                if not dry_run:
+        if name is not None:
+            self._known_versions(name)
+        with self._explained("collecting"):
+            names = self._names() if name is None else [name]
+            gone = [pair for each in names for pair in self._collect(each, keep_previous, dry_run)]
+            if not dry_run:
+                # All folders, as one whose first publish was killed has no version yet.
+                for each in self._storage.children("") if name is None else [name]:
                     gone += [(each, version) for version in self._storage.sweep(each)]
         return gone
+
+    def _collect(self, name: str, keep_previous: int, dry_run: bool) -> Pairs:
+        with self._writing(name, f"collecting {name}") as versions:
+            kept = self._kept(name, versions, keep_previous)
+            # One without a manifest may still be on its way up; sweep knows.
+            unnamed = [v for v in versions if v not in kept and self._manifest(name, v) is not None]
+            for version in [] if dry_run else unnamed:
+                self._delete(name, version)
+        return [(name, version) for version in unnamed]
 
     @contextmanager
     def _writing(self, name: str, doing: str) -> Iterator[Names]:
@@ -521,10 +526,11 @@ class Store:
         try:
             yield
         except OSError as error:
+            cause = error.strerror or str(error) or type(error).__name__
             advice = _ADVICE.get(error.errno or 0, "check the storage and try again")
             raise StoreUnavailable(
-                f"{self.url}: {doing} failed: {error.strerror or error!r}; what was published "
-                f"before is untouched; {advice}"
+                f"{self.url}: {doing} failed: {cause}; what was published before is untouched; "
+                f"{advice}"
             ) from error
 
 
@@ -537,10 +543,24 @@ def _expect(pattern: re.Pattern[str], text: str, what: str) -> None:
         raise BadReference(f"{text!r} is not {what}; expected to match {pattern.pattern}")
 
 
-def open_store(url: str) -> Store:
-    """The store at a URL: a local folder ("store", "/srv/store", "file:///srv/store").
+def open_store(url: str, *, cache: Path | None = None) -> Store:
+    """The store at a URL.
 
-    The folder need not exist; publishing makes it.
+    Nothing is read or made yet: a local folder that does not exist is an empty store.
+
+    Args:
+        url: a local folder ("store", "/srv/store", "file:///srv/store") or what fsspec knows
+            ("s3://bucket/store", "memory://store").
+        cache: where bundles from a URL are kept, ``~/.cache/slimrank`` if None; delete it at will.
+
+    Raises:
+        StoreUnavailable: no driver for the URL is installed.
     """
-    path = url.removeprefix("file://")
-    return Store(LocalStorage(Path(path)), url)
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme in ("file", "local"):
+        return Store(LocalStorage(Path(rest or url).absolute()), url)
+    # Here, as local stores, and so the tests of everything above them, need no fsspec.
+    from model_store.remote import open_remote  # noqa: PLC0415
+
+    storage = open_remote(url, cache or Path.home() / ".cache" / "slimrank")
+    return Store(storage, re.sub("//[^/@]*@", "//", url))  # no passwords in messages
