@@ -44,6 +44,11 @@ class Server:
     log: Path
 
 
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that no service outlives it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The parent's environment, with ``settings`` as its only SLIMRANK_* variables.
 

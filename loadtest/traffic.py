@@ -49,7 +49,7 @@ def only_model(store: Path) -> str:
     Raises:
         BundleUnusable: there is no store, or it holds none or several.
     """
-    names = sorted({path.name for path in store.glob("*") if any(path.rglob(MANIFEST))})
+    names = sorted({path.parent.name for path in store.glob("*/versions")})
     if not names:
         raise BundleUnusable(
             f"no bundle in {str(store)!r}: `make demo` makes one, or name a config with "
@@ -66,10 +66,20 @@ def bundle_folder(store: Path, name: str, version: str) -> Path:
     Raises:
         BundleUnusable: it is not there.
     """
-    folder = store / name / version
+    folder = store / name / "versions" / version
     if not (folder / MANIFEST).is_file():
         raise BundleUnusable(f"{folder}: no bundle there, though the service serves that version")
     return folder
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """What the bundle says of itself.
+
+    Raises:
+        BundleUnusable: it cannot be read.
+    """
+    manifest: dict[str, Any] = _read(bundle / MANIFEST)
+    return manifest
 
 
 def read_pool(bundle: Path) -> Pool:
@@ -78,7 +88,7 @@ def read_pool(bundle: Path) -> Pool:
     Raises:
         BundleUnusable: a file is missing or holds nothing to draw from.
     """
-    manifest = _read(bundle / MANIFEST)
+    manifest = read_manifest(bundle)
     golden = [case["request"] for case in _read(bundle / manifest.get("golden", GOLDEN))]
     people = [{k: request[k] for k in REQUEST_SIDE if k in request} for request in golden]
     if not people:

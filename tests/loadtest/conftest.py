@@ -2,10 +2,12 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from loadtest import report
 
 STANDIN = Path(__file__).with_name("standin.py")
 ITEMS = [f"i{n}" for n in range(60)]
@@ -13,9 +15,10 @@ PEOPLE = [
     {"user": {"age": 24, "occupation": "technician"}, "context": {"hour": 21}},
     {"user": {"age": 51, "occupation": "librarian"}, "context": {"hour": 7}},
 ]
+MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def standin() -> Callable[..., list[str]]:
     """The command that runs the stand-in, given its options."""
 
@@ -26,14 +29,44 @@ def standin() -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def measured() -> Callable[..., report.Measured]:
+    """A measured window with the times given; 8 users, 2 s and a calm machine unless changed."""
+
+    def make(side: str, times_us: Iterable[int], **changes: float) -> report.Measured:
+        histogram = report.new_histogram()
+        for time_us in times_us:
+            histogram.record_value(time_us)
+        values = {
+            "users": 8,
+            "seconds": 2.0,
+            "failures": 0,
+            "generator_cpu": 0.5,
+            "service_cpu": 0.8,
+            "foreign_cpu": 0.0,
+        }
+        return report.Measured(side=side, histogram=histogram, **(values | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[[Path], Path]:
     """A folder laid out as a store, with the files of a bundle that a load is drawn from."""
-    for version in ("1", "2"):
-        bundle = tmp_path / "store" / "ctr" / version
-        (bundle / "items").mkdir(parents=True)
-        (bundle / "items/ids.json").write_text(json.dumps(ITEMS))
-        manifest = {"golden": "golden.json", "items": {"ids": "items/ids.json"}}
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
-        golden = [{"request": {**person, "candidates": {"ids": ["i1"]}}} for person in PEOPLE]
-        (bundle / "golden.json").write_text(json.dumps(golden))
-    return tmp_path / "store"
+
+    def make(folder: Path) -> Path:
+        for version in ("1", "2"):
+            bundle = folder / "store/ctr/versions" / version
+            (bundle / "items").mkdir(parents=True)
+            (bundle / "items/ids.json").write_text(json.dumps(ITEMS))
+            (bundle / "manifest.json").write_text(json.dumps(MANIFEST))
+            golden = [{"request": {**person, "candidates": {"ids": ["i1"]}}} for person in PEOPLE]
+            (bundle / "golden.json").write_text(json.dumps(golden))
+        return folder / "store"
+
+    return make
+
+
+@pytest.fixture
+def store(make_store, tmp_path: Path) -> Path:
+    """A store of one's own."""
+    return make_store(tmp_path)

@@ -1,0 +1,203 @@
+"""Dense against slim, Locust really run against the stand-in."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import compare, report
+
+Compare = Callable[..., int]
+FLAGS = (
+    "--users",
+    "4",
+    "--candidates",
+    "20",
+    "--duration",
+    "1",
+    "--warmup",
+    "0.5",
+    "--rounds",
+    "1",
+)
+DELAYS = ("--dense-ms", "60", "--slim-ms", "20")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison left."""
+
+    status: int
+    out: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return json.loads((self.out / "compare.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def compared(make_store, standin, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """One comparison without trouble: 4 users for a second, answers after 60 ms and 20 ms."""
+    folder = tmp_path_factory.mktemp("compared")
+    where = ["--store", str(make_store(folder)), "--out", str(folder / "out")]
+    return Compared(compare.main([*where, *FLAGS], standin(*DELAYS)), folder / "out")
+
+
+@pytest.fixture
+def run(store: Path, standin, tmp_path: Path) -> Compare:
+    """The same with other options, or with a service that misbehaves."""
+
+    def call(*options: str, misbehaviour: tuple[str, ...] = ()) -> int:
+        where = ["--store", str(store), "--out", str(tmp_path / "out")]
+        return compare.main([*where, *FLAGS, *options], standin(*DELAYS, *misbehaviour))
+
+    return call
+
+
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    """The rows of the report."""
+    return Compared(0, tmp_path / "out").report["rows"]
+
+
+@pytest.mark.slow
+def test_known_delays_come_out(compared: Compared) -> None:
+    """No time is below the server's delay, and 4 users get at most 4 answers a delay."""
+    dense, slim = compared.report["rows"]
+
+    assert compared.status == 0
+    assert (dense["side"], slim["side"]) == ("dense", "slim")
+    for row, delay_s in ((dense, 0.060), (slim, 0.020)):
+        assert row["p50_ms"] >= delay_s * 1000
+        assert 0 < row["rps"] <= 4 / delay_s
+        assert row["max_ms"] >= row["p99_ms"] >= row["p95_ms"] >= row["p50_ms"]
+        assert row["failures"] == 0
+    assert compared.report["ratios"][0]["rps"] > 1
+
+
+@pytest.mark.slow
+def test_times_are_not_rounded(compared: Compared) -> None:
+    """Locust's own tables show whole milliseconds; these medians do not."""
+    assert all(row["p50_ms"] % 1 for row in compared.report["rows"])
+
+
+@pytest.mark.slow
+def test_report_has_table_plot_and_how_it_was_measured(compared: Compared) -> None:
+    """One command leaves a Markdown page, a PNG, and JSON that names both bundles and the load."""
+    about = compared.report["about"]
+
+    assert "| slim | 4 |" in (compared.out / "compare.md").read_text()
+    assert (compared.out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert about["bundles"] == {
+        "dense": {"version": "1", "digest": "sha256:1"},
+        "slim": {"version": "2", "digest": "sha256:2"},
+    }
+    assert (about["candidates"], about["users"]) == (20, [4])
+
+
+@pytest.mark.slow
+def test_failed_requests_fail_the_comparison(
+    run: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Requests refused with 503 are counted and named, and the exit status is 1."""
+    status = run(misbehaviour=("--fail-every", "5"))
+
+    assert status == compare.FAILED
+    assert "x 503 overloaded" in capsys.readouterr().err
+    assert all(row["failures"] > 0 for row in rows(tmp_path))
+
+
+@pytest.mark.slow
+def test_answers_for_other_ids_fail_the_comparison(
+    run: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A 200 with an id that nobody sent is no answer."""
+    status = run(misbehaviour=("--forget-last",))
+
+    assert status == compare.FAILED
+    assert "x 200 with other ids than were sent" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_schedule_paces_the_load(run: Compare, tmp_path: Path) -> None:
+    """With --rate, requests come at that rate, however fast the service answers."""
+    status = run("--rate", "30")
+
+    assert status == 0
+    assert all(0 < row["rps"] <= 35 for row in rows(tmp_path))
+
+
+@pytest.mark.slow
+def test_stall_shows_in_the_times_of_a_schedule(run: Compare, tmp_path: Path) -> None:
+    """4 users who wait 60 ms each cannot keep 200 requests/s: the wait for a free user counts."""
+    run("--rate", "200", "--duration", "2")
+
+    dense, _ = rows(tmp_path)
+    assert dense["p50_ms"] > 500
+
+
+@pytest.mark.slow
+def test_levels_are_measured_one_by_one(run: Compare, tmp_path: Path) -> None:
+    """--users 1,4 gives a row for each, with more answers at 4."""
+    status = run("--users", "1,4", "--duration", "1.5", "--warmup", "1.5")
+
+    rps = {(row["side"], row["users"]): row["rps"] for row in rows(tmp_path)}
+    assert status == 0
+    assert rps["dense", 4] > 2 * rps["dense", 1]
+
+
+def test_no_store_names_the_command_that_makes_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a store the exit status is 2, and the message names `make demo` and --prepare."""
+    status = compare.main(["--store", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+
+    assert status == compare.NOTHING_TO_COMPARE
+    said = capsys.readouterr().err
+    assert "make demo" in said
+    assert "--prepare" in said
+
+
+def test_service_that_does_not_start_is_told(
+    run: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The end of the service's log reaches the person who ran the load test."""
+    status = run(misbehaviour=("--exit-at-start",))
+
+    assert status == compare.FAILED
+    assert "no such store" in capsys.readouterr().err
+
+
+def test_service_and_generator_get_cores_of_their_own() -> None:
+    """The last core drives, the others serve, a core a worker; one core alone is shared."""
+    assert compare.split_cores([0, 1], 1) == compare.Cores(frozenset({0}), frozenset({1}))
+    assert compare.split_cores([0, 1, 2, 3], 2) == compare.Cores(frozenset({0, 1}), frozenset({3}))
+    assert compare.split_cores([0, 1], 4) == compare.Cores(frozenset({0}), frozenset({1}))
+    assert compare.split_cores([0], 1) == compare.Cores(None, None)
+
+
+@pytest.mark.parametrize("flags", [["--users", "0"], ["--users", "999"], ["--duration", "9999"]])
+def test_load_is_bounded(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Users and seconds beyond the bounds are refused before anything starts."""
+    with pytest.raises(SystemExit):
+        compare.parse(flags)
+
+    assert "expected" in capsys.readouterr().err
+
+
+def test_gate_is_off_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --min-ratio any ratio passes; with it the lowest one decides, and is told."""
+    ratios = [
+        report.Ratio(users, rps, rps, rps, 1.0, 1.0, 1.0, 1.0)
+        for users, rps in ((1, 1.4), (8, 0.9))
+    ]
+
+    assert compare.below(ratios, None) == 0
+    assert compare.below(ratios, 0.9) == 0
+    assert compare.below(ratios, 1.0) == compare.BELOW_RATIO
+    assert (
+        "slim answers 0.90x of dense at 8 users, --min-ratio asks for 1x" in capsys.readouterr().err
+    )
