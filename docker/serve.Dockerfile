@@ -1,0 +1,45 @@
+# The service alone: extra `serve`, no torch, no compiler, no pip. The target `loadtest` adds the
+# load generator, which shares none of the service's code but lives in the same distribution.
+FROM python:3.13-slim-trixie AS base
+ENV PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+FROM base AS build
+WORKDIR /src
+RUN python -m venv --without-pip /opt/venv
+# Dependencies before code, so that a change of code reuses the layer. hatchling reads the package
+# list from the code's folders: empty ones do for the dependencies.
+COPY pyproject.toml README.md LICENSE ./
+COPY constraints/ constraints/
+RUN mkdir model_store service compress loadtest \
+    && pip --python /opt/venv/bin/python install --no-cache-dir -c constraints/serve.txt '.[serve]' \
+    && pip --python /opt/venv/bin/python uninstall --yes slimrank
+COPY model_store/ model_store/
+COPY service/ service/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps . \
+    && /opt/venv/bin/python -m compileall -q /opt/venv/lib
+
+FROM build AS build-loadtest
+COPY loadtest/ loadtest/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -c constraints/dev.txt '.[loadtest]' \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .
+
+FROM base AS runtime
+RUN useradd --system --uid 10001 --no-create-home slimrank \
+    && install -d -o slimrank -g slimrank /srv/store
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
+WORKDIR /srv
+USER slimrank
+
+FROM runtime AS loadtest
+COPY --from=build-loadtest /opt/venv /opt/venv
+COPY loadtest/locustfile.py /srv/locustfile.py
+ENV HOME=/tmp MPLCONFIGDIR=/tmp
+
+FROM runtime AS serve
+COPY --from=build /opt/venv /opt/venv
+ENV SLIMRANK_HOST=0.0.0.0 SLIMRANK_PORT=8000 SLIMRANK_STORE=/srv/store
+EXPOSE 8000
+# /readyz, not /livez: "healthy" is to mean that /rank answers.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+CMD ["python", "-m", "service"]
