@@ -11,8 +11,8 @@ over HTTP.
 import argparse
 import json
 import random
+import re
 import shlex
-import signal
 import subprocess
 import sys
 import tomllib
@@ -27,6 +27,7 @@ from rich.table import Table
 from loadtest import server, traffic
 
 CONFIG: Final = Path("compress/configs/ml-100k.toml")
+CACHE: Final = "~/.cache/slimrank"
 TOP: Final = 10
 
 
@@ -114,17 +115,22 @@ def run(
     log = Path("runs") / "demo-service.log"
     with server.serving(settings, log, port=options.port, command=service) as running:
         console.print(f"ready; its log is {log}")
-        answer(options, console, running, store, name)
+        answer(options, console, running, store, config)
         if options.once:
             return
         console.print("\n[bold]serving[/bold] until Ctrl-C")
-        signal.pause()
+        running.watch()
 
 
 def answer(
-    options: argparse.Namespace, console: Console, running: server.Server, store: Path, name: str
+    options: argparse.Namespace,
+    console: Console,
+    running: server.Server,
+    store: Path,
+    config: Mapping[str, Any],
 ) -> None:
     """Rank for a real user, and show the answer and the price of slimming."""
+    name = config["name"]
     served = server.get_json(f"{running.url}/models/{name}")
     bundle = traffic.bundle_folder(store, name, str(served["version"]))
     pool = traffic.read_pool(bundle)
@@ -136,7 +142,7 @@ def answer(
     }
     step(console, 3, f"POST /rank: {len(request['candidates'])} films for {person(request)}")
     reply = server.post_json(f"{running.url}/rank", request)
-    console.print(ranking(reply, films(options.config)))
+    console.print(ranking(reply, read_films(config["data"])))
     console.print(f"answered in {reply['timing_ms']['total']:.2f} ms by version {reply['version']}")
     step(console, 4, "what slimming cost and gained (from the bundle's card)")
     card = traffic.read_manifest(bundle)["card"]
@@ -241,9 +247,23 @@ def curl(url: str, request: Mapping[str, Any]) -> str:
     return f"curl -s {url}/rank {head} -d {shlex.quote(json.dumps(body))}"
 
 
-def films(config: Path) -> dict[str, Film]:
-    """Titles by id, from the cache of downloads; empty where there is none."""
-    raise NotImplementedError(config)
+def read_films(data: Mapping[str, Any]) -> dict[str, Film]:
+    """Titles by id from the downloads' cache; empty for data that has none.
+
+    Args:
+        data: the config's section of that name.
+    """
+    cache = Path(data.get("cache", CACHE)).expanduser()
+    path = cache / str(data["type"]) / "titles.json"
+    if not path.is_file():
+        return {}
+    titles: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return {item: _film(title) for item, title in titles.items()}
+
+
+def _film(title: str) -> Film:
+    dated = re.fullmatch(r"(.*\S)\s*\((\d{4})\)", title)
+    return Film(*dated.groups()) if dated else Film(title, "")
 
 
 if __name__ == "__main__":

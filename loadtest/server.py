@@ -21,6 +21,7 @@ HOST: Final = "127.0.0.1"
 PREFIX: Final = "SLIMRANK_"
 SERVICE: Final = (sys.executable, "-m", "service")
 POLL_S: Final = 0.05
+WATCH_S: Final = 0.2
 PROBE_S: Final = 5.0
 ANSWER_S: Final = 30.0
 # uvicorn drains on SIGTERM and then lets the signal end it.
@@ -37,11 +38,21 @@ class PortTaken(ServerFailed):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running service that answers /readyz with 200."""
+    """A running service; /readyz answered with 200."""
 
     url: str
-    pid: int
     log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self.process.pid
+
+    def watch(self) -> None:
+        """Return when the service ends by itself; Ctrl-C gets through meanwhile."""
+        while self.process.poll() is None:
+            time.sleep(WATCH_S)
 
 
 def unwind_on_sigterm() -> None:
@@ -168,7 +179,7 @@ def serving(
         )
     try:
         _await_ready(process, port, log, start_s)
-        yield Server(f"http://{HOST}:{port}", process.pid, log)
+        yield Server(f"http://{HOST}:{port}", log, process)
     except BaseException:
         # Why the block failed matters more than how the stop went.
         with contextlib.suppress(ServerFailed):

@@ -15,7 +15,23 @@ PEOPLE = [
     {"user": {"age": 24, "occupation": "technician"}, "context": {"hour": 21}},
     {"user": {"age": 51, "occupation": "librarian"}, "context": {"hour": 7}},
 ]
-MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}}
+CARD = {
+    "results": [
+        {
+            "seed": 1,
+            "dense": {"auc": 0.78, "logloss": 0.55},
+            "slim": {"auc": 0.78, "logloss": 0.54},
+        },
+        {
+            "seed": 2,
+            "dense": {"auc": 0.80, "logloss": 0.55},
+            "slim": {"auc": 0.79, "logloss": 0.54},
+        },
+    ],
+    "dense": {"flops": 9000, "bytes": {"tables": 3000, "layers": 1000}, "us_per_request": 400.0},
+    "slim": {"flops": 3000, "bytes": {"tables": 700, "layers": 300}, "us_per_request": 500.0},
+}
+MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}, "card": CARD}
 
 
 @pytest.fixture(scope="session")

@@ -67,13 +67,11 @@ class StandIn:
         scores = [1.0 / (place + 2) for place in range(len(ids))]
         if self.options.forget_last:
             ids[-1] = "somebody else"
-        return 200, {
-            "model": self.name,
-            "version": self.version(),
-            "ids": ids,
-            "scores": scores,
-            "timing_ms": {"total": 0.0},
-        }
+        answer = {"model": self.name, "version": self.version(), "timing_ms": {"total": 0.5}}
+        if request.get("shape") == "columns":
+            return 200, {**answer, "ids": ids, "scores": scores}
+        rows = [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
+        return 200, {**answer, "items": rows[: request.get("top_k")]}
 
     def version(self) -> str:
         """As the pipeline publishes: dense first, then slim."""

@@ -91,12 +91,15 @@ def test_service_deaf_to_sigterm_is_killed_and_told(standin, tmp_path: Path) -> 
 
 
 def test_service_that_died_on_its_own_is_told(standin, tmp_path: Path) -> None:
-    """A service that is gone at the end of the block is a failure, not a clean stop."""
-    with (
-        pytest.raises(server.ServerFailed, match="ended with status -9"),
-        server.serving({}, tmp_path / "log", command=standin()) as running,
-    ):
-        os.kill(running.pid, signal.SIGKILL)
+    """Watching a service ends when it dies, and that is a failure, not a clean stop."""
+
+    def kill_and_watch() -> None:
+        with server.serving({}, tmp_path / "log", command=standin()) as running:
+            os.kill(running.pid, signal.SIGKILL)
+            running.watch()
+
+    with pytest.raises(server.ServerFailed, match="ended with status -9"):
+        kill_and_watch()
 
 
 def test_error_of_the_block_is_not_hidden_by_the_stop(standin, tmp_path: Path) -> None:
