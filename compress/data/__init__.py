@@ -6,8 +6,10 @@ from typing import Final
 
 from compress.data.base import Source
 from compress.data.criteo import Criteo
+from compress.data.movielens import MovieLens
 from compress.data.synthetic import Synthetic
+from compress.data.table import UserTable
 
 SOURCES: Final[Mapping[str, type[Source]]] = MappingProxyType(
-    {"criteo": Criteo, "synthetic": Synthetic}
+    {"ml-100k": MovieLens, "criteo": Criteo, "table": UserTable, "synthetic": Synthetic}
 )

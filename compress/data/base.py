@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 import polars as pl
 from pydantic import Field, model_validator
 
+from compress.config import CompressError
 from model_store.manifest import DataSpec, Frozen, Kind, Side
 
 Part = Literal["train", "validation", "test"]
@@ -20,7 +21,7 @@ PARTS: Final[tuple[Part, ...]] = ("train", "validation", "test")
 OnBadCell = Literal["error", "skip"]
 
 
-class DataError(Exception):
+class DataError(CompressError):
     """The data cannot be used; the text says what was expected, what came and what to do."""
 
 
@@ -148,6 +149,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A hash over the data and over how it is read and split."""
+        ...
+
+    def notice(self) -> str | None:
+        """Terms and origin that the user should be shown, if any."""
         ...
 
 

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import polars as pl
 
+from model_store.encoding import token
+
 Role = Literal["numeric", "categorical", "multi", "label", "time"]
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -149,3 +151,13 @@ def has_tokens(dtype: Any) -> bool:
 
 def _epoch(time: pl.Expr) -> pl.Expr:
     return time.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
+
+
+def tokens(series: pl.Series) -> pl.Series:
+    """The canonical text of categorical values, as `model_store.encoding.token`."""
+    if series.dtype == pl.String:
+        return series
+    if series.dtype.is_integer():
+        return series.cast(pl.String)
+    texts = [token(value) for value in series.to_list()]
+    return pl.Series(series.name, texts, dtype=pl.String)

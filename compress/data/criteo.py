@@ -90,6 +90,13 @@ class Criteo:
         """Over the files' bytes and the split."""
         return self._fingerprint
 
+    def notice(self) -> str:
+        """Criteo's terms."""
+        return (
+            "Criteo's rows are under the Criteo Labs data terms of use: non-commercial, "
+            "no distribution."
+        )
+
     @cached_property
     def _fingerprint(self) -> str:
         settings = self._config.model_dump_json(exclude={"path"})

@@ -11,13 +11,11 @@ neither preparing nor training needs memory that grows with the rows. (Counting 
 memory that grows with the distinct tokens of the vocabularies; hashed features need none.)
 """
 
-import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -29,6 +27,7 @@ from pydantic import ValidationError
 
 from compress.data.base import PARTS, DataError, Part, Schema, Source, Tally, digest
 from compress.data.fit import Fitter, make_fitter
+from compress.data.folders import locked, writable
 from compress.progress import Progress
 from model_store.encoding import MISSING, OOV, CategoricalEncoder, Encoder, make_encoder
 from model_store.errors import BadValue
@@ -160,7 +159,7 @@ def prepare(source: Source, folder: Path, progress: Progress) -> Dataset:
     schema = source.schema()
     key = digest(str(LAYOUT), source.fingerprint(), schema.model_dump_json())[:16]
     done = folder / key
-    with _writable(folder), _locked(folder, key):
+    with writable(folder), locked(folder, key):
         if not _complete(done):
             shutil.rmtree(done, ignore_errors=True)
             staged = folder / f".{key}.part"
@@ -364,26 +363,3 @@ def _complete(folder: Path) -> bool:
         )
     except (OSError, ValidationError):
         return False
-
-
-@contextmanager
-def _locked(folder: Path, key: str) -> Iterator[None]:
-    """Let one process prepare a key; a second one waits and finds it done."""
-    with (folder / f".{key}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            free = shutil.disk_usage(folder).free
-            raise DataError(
-                f"{folder}: the disk is full ({free / 1e6:.0f} MB free): encoded rows go there; "
-                "free some space or choose another folder for runs"
-            ) from error
-        raise DataError(f"{folder}: cannot be written: {error}") from error

@@ -71,12 +71,8 @@ class Files:
             start += rows
 
     def columns(self) -> list[str]:
-        """The names of the first file's columns."""
-        path = self.paths[0]
-        if path.suffix == ".parquet":
-            with _readable(path):
-                return list(pq.read_schema(path).names)
-        return self._header(path) if self.names is None else list(self.names)
+        """The columns of the first file."""
+        return self._columns(self.paths[0])
 
     def count(self) -> int:
         """The number of rows in all files, bad ones included."""
@@ -100,7 +96,7 @@ class Files:
         if path.suffix == ".parquet":
             with _readable(path):
                 return int(pq.ParquetFile(path).metadata.num_rows)
-        first = self._header(path)[0] if self.names is None else self.names[0]
+        first = self._columns(path)[0]
         narrow = replace(self, rules=Rules({first: "categorical"}), on_bad_cell="skip")
         last = -1
         for frame in narrow._text(path, Tally()):  # noqa: SLF001
@@ -112,8 +108,8 @@ class Files:
 
     def _parquet(self, path: Path) -> Iterator[pl.DataFrame]:
         with _readable(path):
+            self._require(path)
             file = pq.ParquetFile(path, pre_buffer=False)
-            self._require(path, file.schema_arrow.names)
             start = 0
             for batch in file.iter_batches(CHUNK_ROWS, columns=list(self.rules.roles)):
                 rows = np.arange(start, start + len(batch), dtype=np.int64)
@@ -122,8 +118,7 @@ class Files:
                     yield _frame(batch, rows)
 
     def _text(self, path: Path, tally: Tally) -> Iterator[pl.DataFrame]:
-        if self.names is None:
-            self._require(path, self._header(path))
+        self._require(path)
         ragged = _Ragged(path, self._first_line, self.on_bad_cell, tally)
         columns = list(self.rules.roles)
         options = pa_csv.ConvertOptions(
@@ -160,13 +155,17 @@ class Files:
             options,
         )
 
-    def _header(self, path: Path) -> list[str]:
+    def _columns(self, path: Path) -> list[str]:
+        if self.names is not None and path.suffix != ".parquet":
+            return list(self.names)
         with _readable(path):
+            if path.suffix == ".parquet":
+                return list(pq.read_schema(path).names)
             skip = _Ragged(path, self._first_line, "skip", Tally())
             return list(self._open(path, skip).schema.names)
 
-    def _require(self, path: Path, found: Sequence[str]) -> None:
-        wanted = list(self.rules.roles)
+    def _require(self, path: Path) -> None:
+        wanted, found = list(self.rules.roles), self._columns(path)
         absent = [column for column in wanted if column not in found]
         if absent:
             close = {c: difflib.get_close_matches(c, found, n=1, cutoff=0.5) for c in absent}

@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from compress.data.base import ColumnSpec
+from compress.data.cells import tokens
 from model_store.encoding import FIRST, token
 from model_store.manifest import (
     BucketEncoding,
@@ -193,10 +194,7 @@ def _token_counts(series: pl.Series, column: ColumnSpec) -> pl.DataFrame:
     else:
         values = series
     counts = values.drop_nulls().alias("token").value_counts()
-    if counts["token"].dtype != pl.String:
-        tokens = [token(value) for value in counts["token"].to_list()]
-        counts = counts.with_columns(pl.Series("token", tokens, dtype=pl.String))
-        counts = counts.drop_nulls("token")
+    counts = counts.with_columns(tokens(counts["token"])).drop_nulls("token")
     return counts.cast({"count": pl.Int64})
 
 

@@ -64,7 +64,7 @@ class Cut:
     def select(self, frame: pl.DataFrame, part: Part) -> pl.DataFrame:
         """The rows of ``frame`` that belong to the part."""
         low, high = self.bounds(part)
-        values = frame[self.column]
+        values = frame[self.column].cast(pl.Float64)
         return frame.filter((values >= low) & (values < high))
 
 

@@ -152,6 +152,10 @@ class Synthetic:
         """The config says it all."""
         return digest("synthetic", self._config.model_dump_json())
 
+    def notice(self) -> None:
+        """None: they are nobody's."""
+        return
+
     def bayes_auc(self, part: Part = "test") -> float:
         """The AUC of the rule's own logits on the rows of a part: nothing can do better."""
         made = [(rows[LABEL].to_numpy(), logits) for rows, logits in self._made(part)]
