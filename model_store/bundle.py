@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -79,6 +80,8 @@ class GoldenCase:
 
 
 T = TypeVar("T")
+# What numpy's header parser lets through.
+_NPY_ERRORS: Final = (ValueError, OverflowError, SyntaxError, TokenError)
 _STRINGS: Final = TypeAdapter(list[str])
 _VALUES: Final = TypeAdapter(dict[str, list[Any]])
 _GOLDEN: Final = TypeAdapter(list[GoldenCase])
@@ -182,11 +185,10 @@ class Bundle:
         try:
             # open_memmap, unlike numpy.load, knows only npy: no zip, and never a pickle.
             tensor = np.lib.format.open_memmap(path, mode="r")
-        except ValueError as error:
+        except _NPY_ERRORS as error:
             raise BundleCorrupt(f"{path}: not a plain npy file ({error})") from None
-        expected = [
-            (t.dtype, (items, *t.shape[1:])) for t in self.manifest.inputs if t.name == name
-        ]
+        inputs = [spec for spec in self.manifest.inputs if spec.name == name]
+        expected = [(spec.dtype, (items, *spec.shape[1:])) for spec in inputs]
         if [(str(tensor.dtype), tensor.shape)] != expected:
             raise BundleCorrupt(
                 f"{path}: {tensor.dtype} of shape {tensor.shape}, the manifest's input {name} "

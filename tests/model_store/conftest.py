@@ -32,6 +32,7 @@ from model_store.manifest import (
 )
 
 MakeBundle = Callable[..., Bundle]
+GRAPH = b"\0 no real graph\n"
 
 
 def features() -> tuple[FeatureSpec, ...]:
@@ -97,7 +98,7 @@ def manifest(name: str = "ctr", **changes: object) -> Manifest:
     return manifest.model_copy(update=changes)
 
 
-def write_files(root: Path, graph: bytes = b"not really a graph") -> None:
+def write_files(root: Path, graph: bytes) -> None:
     """All files of the tiny bundle, the manifest apart."""
     texts = {
         vocabulary_file("genres"): ["Drama", "Comedy"],
@@ -107,7 +108,7 @@ def write_files(root: Path, graph: bytes = b"not really a graph") -> None:
     }
     for name, value in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(json.dumps(value))
+        (root / name).write_text(f"{json.dumps(value)}\n")
     (root / GRAPH_FILE).write_bytes(graph)
     rows = np.array([[3, 2, 1], [7, 1, 1]], dtype=np.int32)
     np.save(root / item_tensor_file("candidate_ids"), rows)
@@ -117,7 +118,7 @@ def write_files(root: Path, graph: bytes = b"not really a graph") -> None:
 def make_bundle(tmp_path: Path) -> MakeBundle:
     """Seals a tiny bundle; another ``graph`` gives another digest."""
 
-    def make(folder: str = "bundle", graph: bytes = b"graph", **changes: object) -> Bundle:
+    def make(folder: str = "bundle", graph: bytes = GRAPH, **changes: object) -> Bundle:
         root = tmp_path / folder
         root.mkdir()
         write_files(root, graph)
