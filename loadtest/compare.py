@@ -133,7 +133,8 @@ def prepare(config: Path, store: Path) -> None:
     Raises:
         LoadFailed: the run failed; it has said why.
     """
-    command = [sys.executable, "-m", "compress", "run", str(config), "--store", str(store)]
+    where = f"publish.store={json.dumps(str(store))}"
+    command = [sys.executable, "-m", "compress", "run", str(config), "-o", where]
     if subprocess.run(command, check=False).returncode:
         raise LoadFailed(f"`compress run {config}` failed; there is nothing to compare")
 

@@ -174,7 +174,7 @@ def train(config: Path, store: Path, console: Console, compressor: Sequence[str]
     Raises:
         DemoFailed: it failed; it has said why.
     """
-    command = [*compressor, "run", str(config), "--store", str(store)]
+    command = [*compressor, "run", str(config), "-o", f"publish.store={json.dumps(str(store))}"]
     console.print(f"[dim]$ {shlex.join(['python', '-m', 'compress', *command[len(compressor) :]])}")
     status = subprocess.run(command, check=False).returncode
     if status:
