@@ -332,7 +332,7 @@ class Ranker(nn.Module, ABC):
 
     Attributes:
         features: every feature of the data, the pruned ones (``tensor`` None) too.
-        TOP: the parts of `flops` after the fields, the papers' "top MLP".
+        TOP: the parts of `flops` that stand for UMEC's "top MLP".
     """
 
     Config: ClassVar[type[RankerConfig]]

@@ -50,7 +50,7 @@ class Dlrm(Ranker):
     """Fields → concatenation or inner products → top MLP → logit."""
 
     Config = DlrmConfig
-    TOP = ("interaction", "top")
+    TOP = ("top",)
 
     config: DlrmConfig
 

@@ -1,0 +1,37 @@
+"""No compression: the dense ranker goes on as it is, a baseline for the others."""
+
+import copy
+from pathlib import Path
+from typing import ClassVar
+
+from compress.config import Frozen, TrainConfig
+from compress.methods.base import Compressed, keep_all, ratios
+from compress.progress import Progress
+from compress.rankers.base import Ranker
+from compress.train import TrainingData
+
+
+class NoneConfig(Frozen):
+    """No options."""
+
+
+class NoMethod:
+    """Removes nothing."""
+
+    Config: ClassVar[type[Frozen]] = NoneConfig
+
+    def compress(
+        self,
+        ranker: Ranker,
+        dataset: TrainingData,
+        config: Frozen,
+        *,
+        seed: int,
+        train: TrainConfig,
+        progress: Progress,
+        checkpoint: Path | None,
+    ) -> Compressed:
+        """A copy."""
+        del dataset, config, seed, train, progress, checkpoint
+        same = copy.deepcopy(ranker)
+        return Compressed(keep_all(ranker), same, {}, ratios(ranker, same), ())
