@@ -1,6 +1,6 @@
 """Splits by time: by boundary values, by fractions of the rows in time order, or in file order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Final
@@ -14,8 +14,9 @@ from compress.data.base import PARTS, DataError, Part
 from model_store.manifest import Frozen
 
 ROW: Final = "__row__"  # rows are numbered over all files, from 0
-_BINS: Final = 1 << 16
-_EXACT: Final = 1 << 20
+_DIGITS: Final = 1 << 16
+_FIRST_SHIFT: Final = 48
+_SIGN: Final = np.uint64(1 << 63)
 
 Moment = float | datetime | date
 
@@ -103,44 +104,50 @@ def resolve_cut(
             )
         return Cut(split.column, first, second)
     shares = (1.0 - split.validation - split.test, 1.0 - split.test)
-    return Cut(split.column, *(_quantile(times, share) for share in shares))
+    return Cut(split.column, *_order_statistics(times, shares))
 
 
-def _quantile(times: Callable[[], Iterable[NDArray[np.float64]]], share: float) -> float:
-    """The value of the row at ``share`` of the rows in time order, exactly.
+def _order_statistics(
+    times: Callable[[], Iterable[NDArray[np.float64]]], shares: Sequence[float]
+) -> list[float]:
+    """The values at some shares of the rows in time order, exactly.
 
-    Memory is bounded: a histogram narrows the range until the rows in one bin fit.
+    A radix selection: four passes, each counts the next 16 bits of the values that begin as the
+    one wanted. Memory does not depend on the rows.
     """
-    low, high, rows = float(np.inf), float(-np.inf), 0
-    for values in times():
-        if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            rows += values.size
-    if not rows:
-        raise DataError("split: the data has no rows")
-    rank = min(int(share * rows), rows - 1)
-    inside = rows
-    while inside > _EXACT and low < high:
-        counts = np.zeros(_BINS, np.int64)
-        edges = np.linspace(low, high, _BINS + 1)
-        for values in _between(times(), low, high):
-            counts += np.histogram(values, edges)[0]
-        before = np.concatenate([[0], np.cumsum(counts)])
-        bin_ = int(np.searchsorted(before, rank, side="right")) - 1
-        rank, inside = rank - int(before[bin_]), int(counts[bin_])
-        last = bin_ == _BINS - 1  # numpy's last bin is closed on the right
-        narrowed = (edges[bin_], edges[bin_ + 1] if last else np.nextafter(edges[bin_ + 1], low))
-        if narrowed == (low, high):
-            break
-        low, high = narrowed
-    if low == high or inside > _EXACT:
-        return float(low)
-    kept = np.concatenate(list(_between(times(), low, high)))
-    return float(np.partition(kept, rank)[rank])
+    prefixes = [0] * len(shares)
+    ranks: list[int] = []
+    for shift in (48, 32, 16, 0):
+        counts = np.zeros((len(shares), _DIGITS), np.int64)
+        for values in times():
+            keys = _ordered(values)
+            for count, prefix in zip(counts, prefixes, strict=True):
+                inside = keys if shift == _FIRST_SHIFT else keys[keys >> (shift + 16) == prefix]
+                digits = inside >> shift & (_DIGITS - 1)
+                np.add(count, np.bincount(digits, minlength=_DIGITS), out=count)
+        if not ranks:
+            rows = int(counts[0].sum())
+            if not rows:
+                raise DataError("split: the data has no rows")
+            ranks = [min(int(share * rows), rows - 1) for share in shares]
+        for i, count in enumerate(counts):
+            upto = np.cumsum(count)
+            digit = int(np.searchsorted(upto, ranks[i], side="right"))
+            ranks[i] -= int(upto[digit] - count[digit])
+            prefixes[i] = prefixes[i] << 16 | digit
+    keys = np.array(prefixes, np.uint64)
+    return [float(value) for value in _from_ordered(keys)]
 
 
-def _between(
-    chunks: Iterable[NDArray[np.float64]], low: float, high: float
-) -> Iterator[NDArray[np.float64]]:
-    for values in chunks:
-        yield values[(values >= low) & (values <= high)]
+def _ordered(values: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Integers in the order of the numbers: flip the sign bit, of negative ones every bit.
+
+    >>> np.argsort(_ordered(np.array([2.0, -1.0, 0.5, -3.0]))).tolist()
+    [3, 1, 2, 0]
+    """
+    bits = (values + 0.0).view(np.uint64)  # + 0.0 makes -0.0 one with 0.0
+    return np.where(bits >> 63, ~bits, bits | _SIGN)
+
+
+def _from_ordered(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    return np.where(keys >> 63, keys & ~_SIGN, ~keys).view(np.float64)
