@@ -70,11 +70,26 @@ lint: $(DEV)  ## ruff, format, mypy --strict, import contracts, spelling
 	$(VENV)/bin/lint-imports
 	git ls-files -z | xargs -0 $(VENV)/bin/codespell
 
+# A ranker of made-up clicks, trained in seconds: what the targets below serve.
+SMOKE := -m compress run compress/configs/synthetic.toml -o 'seeds=[1]' -o runs=$(BUILD)/smoke -o publish.store
+
 .PHONY: serve-only
 serve-only: $(DEV) $(SERVE)  ## serve a bundle from an environment without torch, onnx and polars
-	rm -rf $(BUILD)/serve-only && mkdir -p $(BUILD)/serve-only
-	$(PY) -m compress run tests/e2e/smoke.toml --store $(BUILD)/serve-only/store
+	rm -rf $(BUILD)/serve-only
+	$(PY) $(SMOKE)=$(BUILD)/serve-only/store
 	$(SERVE_PY) -m pytest tests/serve_only --published-store=$(BUILD)/serve-only/store $(ARGS)
+
+.PHONY: loadtest-gate
+loadtest-gate: $(DEV)  ## seconds of load on dense and slim: fails on a failed request or a slower slim
+	rm -rf $(BUILD)/gate
+	$(PY) $(SMOKE)=$(BUILD)/gate/store
+	$(PY) -m loadtest.compare --store $(BUILD)/gate/store --users 4 --rounds 2 --warmup 1 --duration 4 \
+	  --min-ratio 0.8 --out $(BUILD)/gate/report
+
+.PHONY: compress-job
+compress-job: $(RUN)  ## run the config in the environment variable CONFIG into build/job; gated by its [gate]
+	$(PY) -m compress run "$${CONFIG:?name a TOML file}" -o publish.store=$(BUILD)/job/store
+	$(PY) -m model_store --store $(BUILD)/job/store list
 
 # --- environments ----------------------------------------------------------------------------
 

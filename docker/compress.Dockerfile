@@ -21,7 +21,6 @@ RUN mkdir model_store service compress loadtest \
     && pip uninstall --yes slimrank
 COPY model_store/ model_store/
 COPY compress/ compress/
-COPY docker/seed.toml /srv/seed.toml
 RUN pip install --no-cache-dir --no-deps . && rm -rf /src/*
 RUN useradd --system --uid 10001 --no-create-home slimrank \
     && install -d -o slimrank -g slimrank /srv/store /srv/runs
