@@ -1,0 +1,284 @@
+"""The composition root: settings in, an ASGI application out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from time import monotonic, perf_counter
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from model_store.store import open_store
+from service import errors
+from service.caches import CacheOptions, open_cache
+from service.deps import Parts, header, request_id_of
+from service.errors import Fault, ServiceError
+from service.gate import Drain, InFlight, Keys, RateLimit
+from service.loader import Loader, NothingLoaded
+from service.metrics import Metrics
+from service.problems import SCHEMA, from_starlette, problem
+from service.ranking import Limits
+from service.routes import ROUTERS, rank
+from service.settings import Settings, shared_metrics
+
+VERSION: Final = "0.1.0"
+FOLLOW_AGAIN_S: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Service:
+    """The whole service: /rank in front, FastAPI behind it, both under one edge.
+
+    Attributes:
+        parts: what the service is made of.
+    """
+
+    def __init__(self, parts: Parts, api: FastAPI) -> None:
+        self.parts = parts
+        self._api = api
+        self._rank = rank.RankEndpoint(parts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer anything an ASGI server asks."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] != "http":
+            await self._api(scope, receive, send)
+        elif scope["path"] == rank.PATH:
+            await self._rank(scope, receive, send)
+        else:
+            await self._behind(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start and stop. A start that fails says why in one line, not by a stack."""
+        try:
+            await self._api(scope, receive, _without_stack(send))
+        except NothingLoaded as error:
+            log.error("cannot start", reason=f"{error}")  # noqa: TRY400  the reason is whole
+
+    async def _behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every other route: request ids, metrics and the log as for /rank."""
+        started, status = perf_counter(), 500
+        request_id = request_id_of(header(scope["headers"], b"x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode("ascii")),
+                    *([(b"connection", b"close")] if self.parts.drain.leaving else []),
+                ]
+            await send(message)
+
+        try:
+            body = await self._body(scope, receive)
+            await self._api(scope, _replay(body, receive), tell)
+        except rank.Disconnected:
+            status = 499
+        except Exception as error:  # noqa: BLE001  the edge
+            # FastAPI has answered already, unless the body could not be read.
+            if isinstance(error, ServiceError):
+                await _send_problem(tell, error, request_id)
+            else:
+                log.error("internal error", request_id=request_id, exc_info=error)
+        self._record(scope, status, request_id, perf_counter() - started)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
+            return b""
+        settings = self.parts.settings
+        return await rank.read_body(
+            scope, receive, settings.max_body_bytes, settings.body_timeout_s
+        )
+
+    def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        # The template, never the path: labels come from a closed set.
+        route = getattr(scope.get("route"), "path", "unknown")
+        metrics = self.parts.metrics
+        metrics.requests.labels(route, str(status)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if self.parts.settings.request_log:
+            log.info(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(seconds * 1e3, 3),
+            )
+
+
+def _without_stack(send: Send) -> Send:
+    async def tell(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            message = {"type": message["type"], "message": ""}
+        await send(message)
+
+    return tell
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body once more, for who comes after us."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _send_problem(send: Send, error: Exception, request_id: str) -> None:
+    found = problem(error, request_id)
+    await send(
+        {"type": "http.response.start", "status": found.kind.status, "headers": found.headers}
+    )
+    await send({"type": "http.response.body", "body": found.body})
+
+
+def create_app(
+    settings: Settings,
+    *,
+    started: Callable[[Parts], None] | None = None,
+) -> Service:
+    """Put the service together. Nothing is loaded before its lifespan begins.
+
+    Args:
+        settings: all that can be chosen.
+        started: called once everything is loaded, before the first request.
+
+    Raises:
+        UnknownCache: the cache's URL makes no sense.
+    """
+    metrics = Metrics(shared_metrics())
+    cache = open_cache(
+        settings.cache,
+        CacheOptions(settings.cache_timeout_s, settings.cache_ttl_s, settings.cache_poll_s),
+    )
+    parts = Parts(
+        settings=settings,
+        limits=Limits(settings.max_candidates, settings.max_session_items, settings.max_id_bytes),
+        metrics=metrics,
+        loader=Loader(
+            open_store(settings.store),
+            cache,
+            settings.models,
+            settings.default_model,
+            settings.golden_tolerance,
+            metrics,
+        ),
+        cache=cache,
+        keys=Keys(settings.api_keys()),
+        rate_limit=RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst, monotonic),
+        drain=Drain(),
+        in_flight=InFlight(settings.max_in_flight),
+        executor=ThreadPoolExecutor(settings.score_threads, thread_name_prefix="score"),
+    )
+    return Service(parts, _api(parts, started))
+
+
+def _api(parts: Parts, started: Callable[[Parts], None] | None) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with _running(parts):
+            if started is not None:
+                started(parts)
+            yield
+
+    api = FastAPI(
+        title="Slimrank",
+        version=VERSION,
+        description="Ranks candidates with compressed recommender rankers.",
+        lifespan=lifespan,
+        redoc_url=None,
+        exception_handlers={
+            ServiceError: _answer_problem,
+            HTTPException: _answer_problem,
+            RequestValidationError: _answer_problem,
+            Exception: _answer_problem,
+        },
+    )
+    api.state.parts = parts
+    for router in ROUTERS:
+        api.include_router(router)
+    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign]
+    return api
+
+
+@asynccontextmanager
+async def _running(parts: Parts) -> AsyncIterator[None]:
+    """Everything loaded, and following the store; closed in reverse."""
+    if not parts.keys.required:
+        log.warning("no keys are configured: everybody may rank, activate and read metrics")
+    await parts.loader.load_all()
+    follower = asyncio.create_task(_follow(parts))
+    try:
+        yield
+    finally:
+        follower.cancel()
+        with suppress(asyncio.CancelledError):
+            await follower
+        await parts.cache.close()
+        parts.executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _follow(parts: Parts) -> None:
+    """Follow the store as long as the service runs, whatever happens in between."""
+    while True:
+        try:
+            await parts.loader.follow(parts.settings.store_poll_s)
+        except Exception:  # noqa: BLE001  the edge: a worker that stops following goes stale in silence
+            log.exception("following the store failed; trying again")
+        await asyncio.sleep(FOLLOW_AGAIN_S)
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    parts: Parts = request.app.state.parts
+    found = problem(_ours(error, request.method), request.state.request_id)
+    parts.metrics.problems.labels(found.kind.code).inc()
+    response = Response(found.body, found.kind.status)
+    response.raw_headers = list(found.headers)
+    return response
+
+
+def _ours(error: Exception, method: str) -> Exception:
+    match error:
+        case HTTPException():
+            return from_starlette(error, method)
+        case RequestValidationError():
+            return _invalid(error)
+    return error
+
+
+def _invalid(error: RequestValidationError) -> ServiceError:
+    found = error.errors()
+    if any(each["type"] == "json_invalid" for each in found):
+        return errors.MalformedJson("the body is not JSON")
+    faults = [Fault("".join(f"/{part}" for part in each["loc"][1:]), each["msg"]) for each in found]
+    return errors.InvalidRequest(faults[0].detail, faults)
+
+
+def _openapi(api: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, completed by /rank and by the problems that any route may answer."""
+    if api.openapi_schema is None:
+        document = get_openapi(
+            title=api.title, version=api.version, description=api.description, routes=api.routes
+        )
+        path, schemas = rank.openapi()
+        document["paths"][rank.PATH] = path
+        document["components"]["schemas"] |= schemas | {"Problem": SCHEMA}
+        api.openapi_schema = document
+    return api.openapi_schema

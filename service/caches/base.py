@@ -1,0 +1,63 @@
+"""What a cache is: item tables by bundle digest, and the signal that some model was activated."""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+Blob = bytes | memoryview
+Blobs = Mapping[str, Blob]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What all caches are given.
+
+    Attributes:
+        timeout_s: for one round trip.
+        ttl_s: how long a table that nobody asks for stays.
+        poll_s: how often to look for activations where none are pushed.
+    """
+
+    timeout_s: float
+    ttl_s: int
+    poll_s: float
+
+
+class TableCache(Protocol):
+    """Distributes item tables and activation signals. Never on the path of a request.
+
+    The store stays the truth: a cache that is away costs time at load and at activation, nothing
+    else. `get`, `has`, `put` and `announce` raise CacheUnavailable then.
+    """
+
+    @property
+    def up(self) -> bool:
+        """Whether it answered when last asked."""
+        ...
+
+    async def get(self, digest: str) -> Blobs | None:
+        """The blobs put under a digest, None if they are not there, whole and undamaged."""
+        ...
+
+    async def has(self, digest: str) -> bool:
+        """Whether there are blobs under a digest."""
+        ...
+
+    async def put(self, digest: str, blobs: Blobs) -> None:
+        """Keep blobs under a digest."""
+        ...
+
+    async def announce(self, model: str, version: str) -> None:
+        """Tell all who watch that a model has a new version."""
+        ...
+
+    def watch(self) -> AsyncGenerator[None]:
+        """Yields when some model may have a new version, or the cache came back.
+
+        Yields once at the start. Yields may be spurious, but none is lost for good. Never ends.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,77 @@
+"""What routes share: the parts of the service, and the callers' keys and request ids."""
+
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+
+from service.caches import TableCache
+from service.gate import Drain, InFlight, Keys, RateLimit
+from service.loader import Loader
+from service.metrics import Metrics
+from service.ranking import Limits
+from service.settings import Settings
+
+_PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_UNPRINTABLE: Final = re.compile(rb"[^\x21-\x7e]")
+MAX_REQUEST_ID: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The service, put together by `create_app`."""
+
+    settings: Settings
+    limits: Limits
+    metrics: Metrics
+    loader: Loader
+    cache: TableCache
+    keys: Keys
+    rate_limit: RateLimit
+    drain: Drain
+    in_flight: InFlight
+    executor: ThreadPoolExecutor
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(_parts)]
+
+# Only for the document: `Keys.check` does the work, in constant time.
+_BEARER: Final = HTTPBearer(auto_error=False, description="A key of SLIMRANK_KEYS.")
+
+
+def requires(*scopes: str) -> Callable[..., None]:
+    """A dependency that lets in callers whose key has one of ``scopes``."""
+
+    def check(request: Request, parts: PartsDep, _: Annotated[object, Security(_BEARER)]) -> None:
+        header = request.headers.get("authorization")
+        parts.keys.check(None if header is None else header.encode("latin-1"), *scopes)
+
+    return check
+
+
+def request_id_of(value: bytes | None) -> str:
+    """The caller's request id, printable and of bounded length; or a new one."""
+    if value is not None:
+        if _PRINTABLE.fullmatch(value):
+            return value.decode("ascii")
+        if cleaned := _UNPRINTABLE.sub(b"", value)[:MAX_REQUEST_ID]:
+            return cleaned.decode("ascii")
+    return secrets.token_hex(8)
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first header of that name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None

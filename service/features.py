@@ -1,0 +1,219 @@
+"""Features: named values of a request → the tensors that the manifest asks for.
+
+The request side becomes one row, computed once; the candidate side starts from the catalogue's
+encoded rows (or the declared defaults), over which the request's own columns are laid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.encoding import CategoricalEncoder, Encoder, transformed
+from model_store.errors import BadValue
+from model_store.manifest import (
+    FeatureSpec,
+    InputName,
+    Manifest,
+    NumericEncoding,
+    Side,
+    Transform,
+)
+from service.errors import Fault, InvalidRequest
+
+Array = NDArray[Any]
+Tensors = dict[InputName, Array]
+REQUEST_SIDES: Final[tuple[Side, Side]] = ("user", "context")
+LARGEST: Final = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something in a request that had no effect, and how often it came."""
+
+    code: str
+    detail: str
+    count: int
+
+
+def refused(pointer: str, error: BadValue) -> InvalidRequest:
+    """A value that cannot be encoded, as a fault at ``pointer``."""
+    value = repr(error.value)
+    shown = value if len(value) <= 80 else f"{value[:77]}..."  # noqa: PLR2004
+    detail = f"expected {error.expected}, got {shown}"
+    return InvalidRequest(f"{error.feature}: {detail}", [Fault(pointer, detail)])
+
+
+def escape(name: str) -> str:
+    """A name as a part of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+class RequestNumbers:
+    """The numeric request features: gathered in Python, transformed together."""
+
+    def __init__(self, specs: Sequence[FeatureSpec], columns: int) -> None:
+        self._columns = columns
+        self._fields = [
+            (REQUEST_SIDES.index(spec.side), spec, spec.start, spec.encoding.default)
+            for spec in specs
+            if isinstance(spec.encoding, NumericEncoding)
+        ]
+        self._groups = [self._group(specs, kind) for kind in ("identity", "log1p", "standardize")]
+
+    @staticmethod
+    def _group(
+        specs: Sequence[FeatureSpec], kind: Transform
+    ) -> tuple[Transform, NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        pairs = [
+            (spec.start, spec.encoding)
+            for spec in specs
+            if isinstance(spec.encoding, NumericEncoding) and spec.encoding.transform == kind
+        ]
+        at = np.array([start for start, _ in pairs], dtype=np.intp)
+        mean = np.array([encoding.mean for _, encoding in pairs])
+        scale = np.array([encoding.scale for _, encoding in pairs])
+        return kind, at, mean, scale
+
+    def encode(self, sides: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+        """(1, columns) of numbers."""
+        raw = [0.0] * self._columns
+        for side, spec, start, default in self._fields:
+            value = sides[side].get(spec.name)
+            if value is None:
+                raw[start] = default
+            elif (type(value) is float or type(value) is int) and -LARGEST <= value <= LARGEST:
+                raw[start] = value
+            else:
+                expected = "a number within ±3.4e38, or null"
+                error = BadValue(spec.name, 0, value, expected)
+                raise refused(f"/{spec.side}/{escape(spec.name)}", error)
+        numbers = np.array(raw, dtype=np.float64)
+        out = np.empty((1, self._columns), dtype=np.float32)
+        for kind, at, mean, scale in self._groups:
+            if at.size:
+                out[0, at] = transformed(numbers[at], kind, mean, scale)
+        return out
+
+
+class RequestRows:
+    """The categorical request features: one table row each, ``length`` rows if multi-valued."""
+
+    def __init__(self, encoders: Sequence[Encoder], columns: int) -> None:
+        self._columns = columns
+        self._encoders = [
+            (REQUEST_SIDES.index(encoder.spec.side), encoder.spec, encoder) for encoder in encoders
+        ]
+
+    def encode(self, sides: Sequence[Mapping[str, Any]]) -> NDArray[np.int32]:
+        """(1, columns) of table rows."""
+        raw = [0] * self._columns
+        for side, spec, encoder in self._encoders:
+            value = sides[side].get(spec.name)
+            try:
+                if isinstance(encoder, CategoricalEncoder) and spec.kind != "multi":
+                    raw[spec.start] = encoder.row(value)
+                else:
+                    raw[spec.start : spec.start + spec.length] = encoder.encode([value])[0].tolist()
+            except BadValue as error:
+                raise refused(f"/{spec.side}/{escape(spec.name)}", error) from None
+        return np.array([raw], dtype=np.int32)
+
+
+class FeaturePlan:
+    """How the features of a bundle are filled, worked out once from its manifest."""
+
+    def __init__(self, manifest: Manifest, encoders: Mapping[str, Encoder]) -> None:
+        self.widths: Mapping[str, int] = {spec.name: int(spec.shape[1]) for spec in manifest.inputs}
+        self.item_id = manifest.item_id if manifest.item_id in encoders else None
+        self.specs: Mapping[str, FeatureSpec] = {spec.name: spec for spec in manifest.features}
+        self.encoders = encoders
+        self._declared = {
+            side: frozenset(spec.name for spec in manifest.features if spec.side == side)
+            for side in ("user", "context", "item")
+        }
+        kept = [encoders[spec.name] for spec in manifest.features if spec.name in encoders]
+        self._request = self._request_tensors(kept)
+        self.item_encoders = {
+            encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
+        }
+        self.defaults = self._candidate_defaults()
+
+    def _request_tensors(self, kept: Sequence[Encoder]) -> dict[InputName, Any]:
+        tensors: dict[InputName, Any] = {}
+        numbers = [e.spec for e in kept if e.spec.tensor == "request_numeric"]
+        rows = [e for e in kept if e.spec.tensor == "request_ids"]
+        if "request_numeric" in self.widths:
+            tensors["request_numeric"] = RequestNumbers(numbers, self.widths["request_numeric"])
+        if "request_ids" in self.widths:
+            tensors["request_ids"] = RequestRows(rows, self.widths["request_ids"])
+        return tensors
+
+    def _candidate_defaults(self) -> Tensors:
+        """The row of a candidate of which nothing is known, by tensor: (columns,)."""
+        defaults: Tensors = {}
+        if "candidate_numeric" in self.widths:
+            width = self.widths["candidate_numeric"]
+            defaults["candidate_numeric"] = np.zeros(width, dtype=np.float32)
+        if "candidate_ids" in self.widths:
+            defaults["candidate_ids"] = np.zeros(self.widths["candidate_ids"], dtype=np.int32)
+        for encoder in self.item_encoders.values():
+            spec = encoder.spec
+            assert spec.tensor is not None  # noqa: S101  kept features have one
+            defaults[spec.tensor][spec.start : spec.start + spec.length] = encoder.encode([None])[0]
+        return defaults
+
+    def known(self, ids: Sequence[str]) -> NDArray[np.bool_] | None:
+        """Which items the vocabulary of the item id knows, None if there is no such vocabulary."""
+        encoder = None if self.item_id is None else self.encoders[self.item_id]
+        if not isinstance(encoder, CategoricalEncoder) or encoder.vocabulary is None:
+            return None
+        return np.fromiter(map(encoder.vocabulary.__contains__, ids), np.bool_, len(ids))
+
+    def request(self, user: Mapping[str, Any], context: Mapping[str, Any]) -> Tensors:
+        """The request side, one row a tensor.
+
+        Raises:
+            InvalidRequest: a value cannot be encoded.
+        """
+        return {name: encoder.encode((user, context)) for name, encoder in self._request.items()}
+
+    def overlay(
+        self, tensors: Tensors, name: str, values: Sequence[Any], at: NDArray[np.intp] | None
+    ) -> None:
+        """Lay values of an item feature over the candidates' tensors.
+
+        Args:
+            tensors: (N, columns) each, changed in place.
+            name: a kept item feature.
+            values: one each for the candidates at ``at`` (None: for all of them).
+            at: positions of candidates.
+
+        Raises:
+            BadValue: a value cannot be encoded; its index counts in ``values``.
+        """
+        encoder = self.item_encoders[name]
+        spec = encoder.spec
+        assert spec.tensor is not None  # noqa: S101  kept features have one
+        columns = slice(spec.start, spec.start + spec.length)
+        tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
+
+    def undeclared(self, side: Side, counts: Mapping[str, int]) -> list[Warned]:
+        """A warning for each feature that the bundle does not declare on that side.
+
+        Args:
+            side: where the request carries them.
+            counts: feature name → how often it came.
+        """
+        warned = []
+        for name in sorted(counts.keys() - self._declared[side]):
+            spec = self.specs.get(name)
+            hint = "" if spec is None else f"; it belongs to the {spec.side} side"
+            warned.append(
+                Warned(
+                    "undeclared_feature", f"{side} feature {name!r} is ignored{hint}", counts[name]
+                )
+            )
+        return warned

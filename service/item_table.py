@@ -1,0 +1,101 @@
+"""The catalogue in this process: item id → row → encoded features."""
+
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from typing import Any, Final, Self
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from model_store.bundle import Bundle
+from model_store.manifest import InputName
+from service.caches import Blob, Blobs
+from service.errors import CacheUnavailable
+from service.features import Tensors
+
+UNKNOWN: Final = -1
+_IDS: Final = "ids"
+_VALUES: Final = "values"
+_TENSOR: Final = "tensor:"
+
+
+class ItemTable:
+    """Row i of every tensor and value belongs to item i.
+
+    Attributes:
+        tensors: (items, columns) each. Mapped from disk, so that workers share pages, unless they
+            came from the cache.
+        values: feature → raw values, for ``explain``; None if the bundle left them out.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        tensors: Mapping[InputName, NDArray[Any]],
+        values: Mapping[str, Sequence[Any]] | None,
+    ) -> None:
+        self._row_of = {item: row for row, item in enumerate(ids)}
+        # A plain view: memmap's own indexing costs a microsecond a call.
+        self.tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Self:
+        """From an opened bundle that has a catalogue."""
+        table = bundle.item_table()
+        if table is None:
+            raise ValueError(f"{bundle.root}: the bundle has no catalogue")
+        return cls(table.ids, table.tensors, table.values)
+
+    def pack(self) -> dict[str, Blob]:
+        """Named blobs, for the cache. The tensors' are views: nothing is copied."""
+        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self._row_of])}
+        for name, tensor in self.tensors.items():
+            flat = np.ascontiguousarray(tensor).reshape(-1)
+            blobs[f"{_TENSOR}{name}:{tensor.dtype.str}"] = flat.view(np.uint8).data
+        if self.values is not None:
+            blobs[_VALUES] = orjson.dumps(self.values)
+        return blobs
+
+    @classmethod
+    def unpack(cls, blobs: Blobs) -> Self:
+        """From what `pack` made; the tensors are views of the blobs.
+
+        Raises:
+            CacheUnavailable: it is not that.
+        """
+        try:
+            ids = orjson.loads(blobs[_IDS])
+            values = orjson.loads(blobs[_VALUES]) if _VALUES in blobs else None
+            tensors = {}
+            for name, blob in blobs.items():
+                if name.startswith(_TENSOR):
+                    _, tensor, dtype = name.split(":")
+                    tensors[tensor] = np.frombuffer(blob, dtype).reshape(len(ids), -1)
+            return cls(ids, tensors, values)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheUnavailable(f"the cached item table cannot be read: {error!r}") from None
+
+    def rows(self, ids: Sequence[str]) -> NDArray[np.intp]:
+        """(N,) rows, -1 for unknown items."""
+        return np.fromiter(map(self._row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
+
+    def gather(self, rows: NDArray[np.intp], defaults: Tensors) -> Tensors:
+        """(N, columns) each: the items' encoded features, the defaults for unknown items."""
+        unknown = rows < 0
+        some_unknown = bool(unknown.any())
+        tensors: Tensors = {}
+        for name, default in defaults.items():
+            table = self.tensors.get(name)
+            if table is None or not len(table):
+                tensors[name] = np.tile(default, (len(rows), 1))
+                continue
+            # "clip" lets unknown rows pass; they are overwritten below.
+            tensors[name] = table.take(rows, axis=0, mode="clip")
+            if some_unknown:
+                tensors[name][unknown] = default
+        return tensors

@@ -1,0 +1,152 @@
+"""Wire types of POST /rank: parsed and validated once, from bytes, with no logic."""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from service.errors import Fault, InvalidRequest, MalformedJson
+
+Id = str | int | float
+Features = dict[str, Any]
+
+
+class CandidateRow(Struct, gc=False, forbid_unknown_fields=True):
+    """A candidate with features of its own, which win over the catalogue's."""
+
+    id: Id
+    features: Features = {}
+
+
+class CandidateColumns(Struct, gc=False, forbid_unknown_fields=True):
+    """Candidates as columns: ids, and for each feature one value (or null) per id."""
+
+    ids: list[Id]
+    features: dict[str, list[Any]] = {}
+
+
+class RankRequest(Struct, gc=False, forbid_unknown_fields=True):
+    """Candidates to rank for a user in a context.
+
+    `candidates` is a list of ids, a list of rows, or columns. A null means the same as leaving the
+    key out.
+    """
+
+    candidates: list[Id | CandidateRow] | CandidateColumns
+    id: Id | None = None
+    model: str | None = None
+    user: Features | None = None
+    context: Features | None = None
+    session_items: list[Id] | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+    unknown_items: Literal["score", "drop", "reject"] | None = None
+    explain: Literal["none", "features"] | None = None
+    shape: Literal["items", "columns"] | None = None
+
+
+class ExplainedValue(Struct):
+    """The value that a feature was taken to have: the request's, the catalogue's or the default."""
+
+    value: Any
+    source: Literal["request", "store", "default"]
+
+
+class RankedItem(Struct, omit_defaults=True):
+    """A candidate and its score. `cold`: the catalogue does not know it."""
+
+    id: str
+    score: float
+    cold: bool = False
+    features: dict[str, ExplainedValue] | None = None
+
+
+class ExcludedItem(Struct):
+    """A candidate that was left out."""
+
+    id: str
+    reason: Literal["unknown_item"]
+
+
+class RankWarning(Struct):
+    """Something in the request that had no effect, and how often it came."""
+
+    code: Literal["duplicate_candidates", "undeclared_feature", "unused_session_items"]
+    detail: str
+    count: int
+
+
+class RankReply(Struct, omit_defaults=True):
+    """The reply of POST /rank: `items`, or `ids` and `scores` for the shape "columns".
+
+    Written by hand for speed; this is its document.
+    """
+
+    id: str
+    model: str
+    version: str
+    digest: str
+    excluded: list[ExcludedItem]
+    warnings: list[RankWarning]
+    timing_ms: dict[Literal["total", "parse", "features", "score"], float]
+    items: list[RankedItem] | None = None
+    ids: list[str] | None = None
+    scores: list[float] | None = None
+    cold: list[bool] | None = None
+    request_features: dict[str, ExplainedValue] | None = None
+    features: list[dict[str, ExplainedValue]] | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(RankRequest)
+
+
+def parse_rank(body: bytes | bytearray) -> RankRequest:
+    """Parse the body of POST /rank.
+
+    Raises:
+        MalformedJson: it is not JSON (NaN and Infinity are not).
+        InvalidRequest: it is, but of another shape; the fault says where.
+    """
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        _require_json(body)
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedJson(_reason(error)) from None
+
+
+def convert_rank(body: dict[str, Any]) -> RankRequest:
+    """A request from an already parsed body (a golden one)."""
+    try:
+        return msgspec.convert(body, RankRequest)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+
+
+def _require_json(body: bytes | bytearray) -> None:
+    # The decoder stops at the first wrong type: what follows may not even be JSON.
+    try:
+        msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        return  # a number out of range: JSON all the same
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedJson(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the body is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "the body is not UTF-8"
+    return str(error)
+
+
+def _invalid(message: str) -> InvalidRequest:
+    """msgspec's "Expected `str`, got `bool` - at `$.candidates[0]`" as a fault with a JSON pointer."""
+    detail, _, path = message.partition(" - at `$")
+    # A key of an open object shows as [...]: the pointer stops at the object.
+    pointer = (
+        path.rstrip("`").split("[...]")[0].replace("[", "/").replace("]", "").replace(".", "/")
+    )
+    detail = detail.replace("`", "'")
+    return InvalidRequest(detail, [Fault(pointer, detail)])
