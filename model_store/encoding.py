@@ -6,7 +6,9 @@ embedding table: 0 is out of vocabulary, 1 is missing, 2.. are the known tokens.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Final, Protocol
 from zlib import crc32
 
@@ -19,6 +21,7 @@ from model_store.manifest import (
     FeatureSpec,
     HashEncoding,
     NumericEncoding,
+    Transform,
     VocabularyEncoding,
 )
 
@@ -27,7 +30,11 @@ MISSING: Final = 1
 FIRST: Final = 2
 
 Rows = NDArray[np.int32]
-Values = Sequence[Any]
+Values = Sequence[Any] | NDArray[Any]
+Numbers = float | NDArray[np.float64]
+
+_PLAIN_NUMBERS: Final = frozenset({int, float, type(None)})
+_TEXT: Final = frozenset({str})
 
 
 def token(value: Any) -> str | None:
@@ -88,16 +95,31 @@ def _number(spec: FeatureSpec, index: int, value: Any, default: float | None) ->
 
 
 def _numbers(spec: FeatureSpec, values: Values, default: float | None) -> NDArray[np.float64]:
-    # A float column without nulls takes the fast way; the slow one names the bad value.
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        numbers = values.astype(np.float64)
+    # A column of numbers (and nulls) takes the fast way; the slow one names the bad value.
+    column: Any = values
+    if _PLAIN_NUMBERS.issuperset(map(type, column)):
+        with suppress(OverflowError):  # an integer beyond float64
+            column = np.array(column, dtype=np.float64)
+    if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
+        numbers = column.astype(np.float64)
         if default is not None:
             numbers = np.where(np.isnan(numbers), default, numbers)
         bad = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
         if bad.size:
-            raise BadValue(spec.name, int(bad[0]), values[bad[0]].item(), "a number within ±3.4e38")
+            raise BadValue(spec.name, int(bad[0]), column[bad[0]].item(), "a number within ±3.4e38")
         return numbers
     return np.array([_number(spec, i, v, default) for i, v in enumerate(values)], dtype=np.float64)
+
+
+def transformed(
+    x: NDArray[np.float64], transform: Transform, mean: Numbers, scale: Numbers
+) -> NDArray[np.float32]:
+    """Numbers as a graph takes them."""
+    if transform == "log1p":
+        x = np.log1p(np.maximum(x, 0.0))
+    elif transform == "standardize":
+        x = (x - mean) / scale
+    return x.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +131,9 @@ class NumericEncoder:
 
     def encode(self, values: Values) -> NDArray[np.float32]:
         """Encode numbers; missing ones become the declared default."""
-        x = _numbers(self.spec, values, self.encoding.default)
-        if self.encoding.transform == "log1p":
-            x = np.log1p(np.maximum(x, 0.0))
-        elif self.encoding.transform == "standardize":
-            x = (x - self.encoding.mean) / self.encoding.scale
-        return x.astype(np.float32)[:, None]
+        encoding = self.encoding
+        x = _numbers(self.spec, values, encoding.default)
+        return transformed(x, encoding.transform, encoding.mean, encoding.scale)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +183,9 @@ class CategoricalEncoder:
         than ``length`` keep their first values.
         """
         if self.spec.kind != "multi":
+            if self.vocabulary is not None and _TEXT.issuperset(map(type, values)):
+                found = map(self.vocabulary.get, values, repeat(OOV))
+                return np.fromiter(found, np.int32, len(values))[:, None]
             return np.array([self.row(v, i) for i, v in enumerate(values)], np.int32)[:, None]
         rows = np.full((len(values), self.spec.length), MISSING, dtype=np.int32)
         for i, value in enumerate(values):
