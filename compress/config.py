@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -20,7 +20,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ConfigError(Exception):
+class CompressError(Exception):
+    """What a caller can mend: commands tell it in one message, without a traceback."""
+
+
+class ConfigError(CompressError):
     """The config cannot be used; the text says where, what came and what was expected."""
 
 
@@ -76,7 +80,7 @@ class ExportConfig(Frozen):
 
 
 class GateConfig(Frozen):
-    """Mean quality that compression may cost; over it ``alias`` stays and the run exits with 3."""
+    """Mean quality that compression may cost; else nothing is published (exit code 3)."""
 
     max_auc_loss: float = Field(default=1.0, ge=0.0)
     max_logloss_rise: float = Field(default=10.0, ge=0.0)
@@ -121,7 +125,6 @@ class Configurable(Protocol):
 
 C = TypeVar("C", bound=BaseModel)
 T = TypeVar("T")
-M = TypeVar("M", bound=Configurable)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -188,14 +191,14 @@ def resolve(registry: Mapping[str, T], section: Section, where: str) -> T:
     )
 
 
-def configure(registry: Mapping[str, type[M]], section: Section, where: str) -> tuple[type[M], Any]:
+def configure(registry: Mapping[str, type[T]], section: Section, where: str) -> tuple[type[T], Any]:
     """The registry's member that a section names, and the section's options as its ``Config``.
 
     Raises:
         ConfigError: no such member, or an option of it is wrong.
     """
     member = resolve(registry, section, where)
-    return member, check(member.Config, section.options, where)
+    return member, check(cast("Configurable", member).Config, section.options, where)
 
 
 def _explain(model: type[BaseModel], fault: Any) -> str:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.config import ExportConfig
+from compress.config import CompressError, ExportConfig
 from compress.data.base import Part, Schema
 from compress.data.encode import Dataset, encode_frame
 from compress.graph import (
@@ -68,7 +68,7 @@ EXTERNAL_ABOVE_BYTES: Final = 1 << 30
 SIDECARS: Final = {CHECKSUMS_FILE: "manifest"}
 
 
-class ExportError(Exception):
+class ExportError(CompressError):
     """The ranker cannot be exported faithfully; the text says by how much it misses."""
 
 

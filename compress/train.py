@@ -26,7 +26,7 @@ from torch import Tensor
 
 from compress import checkpoint as checkpoints
 from compress import metrics
-from compress.config import DistillConfig, TrainConfig
+from compress.config import CompressError, DistillConfig, TrainConfig
 from compress.data.base import Part
 from compress.data.encode import Batch
 from compress.distill import click_loss, distillation_loss
@@ -39,7 +39,7 @@ PREDICT_ROWS = 8192
 CHECK_EVERY = 50  # steps between looks at the loss and reports of progress
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(CompressError):
     """The loss is no longer a number; the text says what to change."""
 
 

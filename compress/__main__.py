@@ -1,0 +1,132 @@
+"""Commands: run a config, evaluate a bundle, report on a bundle.
+
+Heavy imports stand inside the commands, so that `evaluate` and `--help` load no torch.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from compress.pipeline import Outcome
+
+REFUSED = 2  # the input cannot be used
+GATED = 3  # compression cost more quality than the gate allows
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Slim click-through rankers, and judge what came of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Store = Annotated[str | None, typer.Option(help="Store that BUNDLE is a reference into.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="TOML file of the run.")],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--override", "-o", help="Set a key: -o method.budget=0.1 (may repeat)."),
+    ] = None,
+) -> None:
+    """Train, compress, export, evaluate and publish; go on where a killed run stopped."""
+    from compress.config import load
+    from compress.pipeline import resolve
+    from compress.pipeline import run as run_plan
+    from compress.progress import terminal
+
+    plan = resolve(load(config, override or ()))
+    try:
+        with terminal() as progress:
+            outcome = run_plan(plan, progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(outcome, plan.config.name, plan.config.publish.store)
+    if not outcome.verdict.holds:
+        raise typer.Exit(GATED)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="Folder, or name@version|alias with --store.")],
+    data: Annotated[Path, typer.Option(help="Parquet, CSV or TSV file (also gzip).")],
+    store: Store = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count rows with a bad cell, and leave them out.")
+    ] = False,
+) -> None:
+    """Print a bundle's AUC, log loss and accuracy on a data file, as JSON."""
+    from compress.evaluate import evaluate as evaluate_bundle
+    from compress.evaluate import find_bundle
+    from compress.progress import terminal
+
+    with terminal() as progress:
+        found = evaluate_bundle(
+            find_bundle(bundle, store), data, skip_bad=skip_bad, progress=progress
+        )
+    print(json.dumps({**found.quality.model_dump(), "skipped": found.skipped}))
+
+
+@app.command()
+def report(
+    bundle: Annotated[str, typer.Argument(help="Folder, or name@version|alias with --store.")],
+    store: Store = None,
+    output: Annotated[Path, typer.Option("--output", "-O", help="HTML file.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write a bundle's compression card as one HTML page with plots."""
+    from compress.evaluate import find_bundle
+    from compress.report import write
+
+    write(find_bundle(bundle, store), output)
+    print(output)
+
+
+def _show(outcome: "Outcome", name: str, store: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from compress.report import comparison
+
+    table = Table(title=f"{name}: {outcome.card.ranker} slimmed by {outcome.card.method}")
+    for heading in ("", "dense", "slim", "change"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in comparison(outcome.card):
+        table.add_row(row.what, row.dense, row.slim, row.change)
+    Console().print(table)
+    verdict = outcome.verdict
+    if verdict.holds:
+        published = ", ".join(f"{kind} {name}@{v}" for kind, v in outcome.versions.items())
+        print(f"published in {store}: {published}")
+    else:
+        gate = verdict.gate
+        print(
+            f"not published: AUC lost {verdict.auc_loss:.5f} (at most {gate.max_auc_loss:g}), "
+            f"log loss risen {verdict.logloss_rise:.5f} (at most {gate.max_logloss_rise:g})",
+            file=sys.stderr,
+        )
+    print(f"run folder: {outcome.folder}")
+
+
+def main() -> None:
+    """Run a command; what a user can mend is one message on stderr."""
+    from compress.config import CompressError
+    from model_store.errors import StoreError
+
+    try:
+        app()
+    except (CompressError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    main()
