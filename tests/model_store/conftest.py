@@ -1,6 +1,7 @@
 """A tiny bundle, sealed without any training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model_store.bundle import (
     ITEM_VALUES_FILE,
     Bundle,
     item_tensor_file,
+    open_bundle,
     seal,
     vocabulary_file,
 )
@@ -30,6 +32,7 @@ from model_store.manifest import (
     TensorSpec,
     VocabularyEncoding,
 )
+from model_store.store import open_store
 
 MakeBundle = Callable[..., Bundle]
 GRAPH = b"\0 no real graph\n"
@@ -127,7 +130,27 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     return make
 
 
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle's folder, to copy: sealing waits for the disk."""
+    root = tmp_path_factory.mktemp("sealed")
+    write_files(root, GRAPH)
+    return seal(root, manifest()).root
+
+
 @pytest.fixture
-def bundle(make_bundle: MakeBundle) -> Bundle:
+def bundle(sealed: Path, tmp_path: Path) -> Bundle:
     """A tiny bundle."""
-    return make_bundle()
+    return open_bundle(shutil.copytree(sealed, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def three_versions(sealed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, to copy, with versions 1 to 3 of ctr; prod names 2, and named 1 before."""
+    root = tmp_path_factory.mktemp("three") / "store"
+    store = open_store(f"{root}")
+    for _ in range(3):
+        store.publish(sealed, "ctr")
+    store.set_alias("ctr", "prod", "1")
+    store.set_alias("ctr", "prod", "2")
+    return root
