@@ -1,7 +1,7 @@
 """The composition root: settings in, an ASGI application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from time import monotonic, perf_counter
@@ -17,13 +17,13 @@ from starlette.types import Message, Receive, Scope, Send
 from model_store.store import open_store
 from service import errors
 from service.caches import CacheOptions, open_cache
+from service.candidates import Limits
 from service.deps import Parts, header, request_id_of
 from service.errors import Fault, ServiceError
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader, NothingLoaded
 from service.metrics import Metrics
 from service.problems import SCHEMA, from_starlette, problem
-from service.ranking import Limits
 from service.routes import ROUTERS, rank
 from service.settings import Settings, shared_metrics
 
@@ -85,12 +85,11 @@ class Service:
             await self._api(scope, _replay(body, receive), tell)
         except rank.Disconnected:
             status = 499
-        except Exception as error:  # noqa: BLE001  the edge
-            # FastAPI has answered already, unless the body could not be read.
+        except Exception as error:  # the edge: FastAPI has answered, unless the body was unreadable
             if isinstance(error, ServiceError):
                 await _send_problem(tell, error, request_id)
             else:
-                log.error("internal error", request_id=request_id, exc_info=error)
+                log.exception("internal error", request_id=request_id)
         self._record(scope, status, request_id, perf_counter() - started)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -173,12 +172,12 @@ def create_app(
         limits=Limits(settings.max_candidates, settings.max_session_items, settings.max_id_bytes),
         metrics=metrics,
         loader=Loader(
-            open_store(settings.store),
-            cache,
-            settings.models,
-            settings.default_model,
-            settings.golden_tolerance,
-            metrics,
+            store=open_store(settings.store),
+            cache=cache,
+            refs=settings.models,
+            default=settings.default_model,
+            tolerance=settings.golden_tolerance,
+            metrics=metrics,
         ),
         cache=cache,
         keys=Keys(settings.api_keys()),
@@ -240,7 +239,7 @@ async def _follow(parts: Parts) -> None:
     while True:
         try:
             await parts.loader.follow(parts.settings.store_poll_s)
-        except Exception:  # noqa: BLE001  the edge: a worker that stops following goes stale in silence
+        except Exception:  # the edge: a worker that stops following goes stale in silence
             log.exception("following the store failed; trying again")
         await asyncio.sleep(FOLLOW_AGAIN_S)
 

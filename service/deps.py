@@ -11,10 +11,10 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
 from service.caches import TableCache
+from service.candidates import Limits
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader
 from service.metrics import Metrics
-from service.ranking import Limits
 from service.settings import Settings
 
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")

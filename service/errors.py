@@ -1,4 +1,4 @@
-"""What can go wrong while ranking. Nothing here knows HTTP: ``problems.py`` maps classes to replies."""
+"""What can go wrong while ranking. Nothing here knows HTTP: `problems.py` does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,20 @@ class Fault:
 
     pointer: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something in a request that had no effect, and how often it came."""
+
+    code: str
+    detail: str
+    count: int
+
+
+def escape(name: str) -> str:
+    """A name as a part of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 class ServiceError(Exception):

@@ -5,7 +5,6 @@ encoded rows (or the declared defaults), over which the request's own columns ar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,21 +20,12 @@ from model_store.manifest import (
     Side,
     Transform,
 )
-from service.errors import Fault, InvalidRequest
+from service.errors import Fault, InvalidRequest, Warned, escape
 
 Array = NDArray[Any]
 Tensors = dict[InputName, Array]
 REQUEST_SIDES: Final[tuple[Side, Side]] = ("user", "context")
 LARGEST: Final = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Something in a request that had no effect, and how often it came."""
-
-    code: str
-    detail: str
-    count: int
 
 
 def refused(pointer: str, error: BadValue) -> InvalidRequest:
@@ -44,11 +34,6 @@ def refused(pointer: str, error: BadValue) -> InvalidRequest:
     shown = value if len(value) <= 80 else f"{value[:77]}..."  # noqa: PLR2004
     detail = f"expected {error.expected}, got {shown}"
     return InvalidRequest(f"{error.feature}: {detail}", [Fault(pointer, detail)])
-
-
-def escape(name: str) -> str:
-    """A name as a part of a JSON pointer."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 class RequestNumbers:

@@ -52,7 +52,7 @@ class Keys:
 
 
 class RateLimit:
-    """A token bucket per caller. The callers seen longest ago are forgotten, which only helps them."""
+    """A token bucket per caller. Those seen longest ago are forgotten, which only helps them."""
 
     def __init__(self, per_s: float | None, burst: int, clock: Clock) -> None:
         self._per_s, self._burst, self._clock = per_s, burst, clock

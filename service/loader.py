@@ -117,6 +117,7 @@ class Loader:
 
     def __init__(
         self,
+        *,
         store: Store,
         cache: TableCache,
         refs: Sequence[str],
@@ -437,7 +438,7 @@ class Loader:
             serving = (
                 "nothing serves" if slot.ranking is None else f"{slot.ranking.version} goes on"
             )
-            log.error("activation refused", model=slot.ref, version=version, reason=f"{error}")
+            log.warning("activation refused", model=slot.ref, version=version, reason=f"{error}")
             raise ActivationConflict(
                 f"version {version} of {slot.name} was not activated, {serving}: {error}"
             ) from None
@@ -485,7 +486,14 @@ def _assemble(opened: OpenedVersion, table: ItemTable | None, tolerance: float) 
     try:
         scorer = OrtScorer(bundle.path(manifest.graph), manifest.inputs, manifest.outputs)
         plan = FeaturePlan(manifest, bundle.encoders())
-        ranking = Ranking(manifest, bundle.digest, opened.version, plan, table, scorer)
+        ranking = Ranking(
+            manifest=manifest,
+            digest=bundle.digest,
+            version=opened.version,
+            plan=plan,
+            table=table,
+            scorer=scorer,
+        )
         cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]
         for _ in range(WARM_RUNS):
             if fault := check_golden(ranking, cases, tolerance):

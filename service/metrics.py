@@ -9,7 +9,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 # Written out for a service that answers in 1 to 50 ms.
 SECONDS: Final = (
-    0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
+    0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01,
+    0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
 )  # fmt: skip
 STAGE_SECONDS: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5,
@@ -31,8 +32,12 @@ class Metrics:
             registry=registry,
         )
         self.request_seconds = Histogram(
-            "slimrank_request_seconds", "Time of a request.", ["route"], registry=registry, buckets=SECONDS
-        )  # fmt: skip
+            "slimrank_request_seconds",
+            "Time of a request.",
+            ["route"],
+            registry=registry,
+            buckets=SECONDS,
+        )
         self.stage_seconds = Histogram(
             "slimrank_stage_seconds",
             "Time of a stage of POST /rank: parse, queue, features, score, encode.",
@@ -47,8 +52,11 @@ class Metrics:
             "slimrank_problems", "Errors answered, by code.", ["code"], registry=registry
         )
         self.cold_candidates = Counter(
-            "slimrank_cold_candidates", "Candidates that the catalogue does not know.", ["model"], registry=registry
-        )  # fmt: skip
+            "slimrank_cold_candidates",
+            "Candidates that the catalogue does not know.",
+            ["model"],
+            registry=registry,
+        )
         self.warnings = Counter(
             "slimrank_warnings", "Warnings given in replies, by code.", ["code"], registry=registry
         )

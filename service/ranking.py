@@ -1,39 +1,32 @@
 """Ranking: a request in, an order out. The middle of the service; it knows no HTTP and no store."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.encoding import token
 from model_store.errors import BadValue
 from model_store.manifest import FeatureSpec, Manifest
-from service.errors import Fault, InvalidRequest, TooManyCandidates, UnknownItem
-from service.features import FeaturePlan, Tensors, Warned, escape, refused
+from service.candidates import (
+    NO_LIMITS,
+    Candidates,
+    Columns,
+    Limits,
+    check_session,
+    read_candidates,
+)
+from service.errors import Warned
+from service.features import FeaturePlan, Tensors, refused
 from service.item_table import ItemTable
-from service.schemas import CandidateColumns, CandidateRow, Features, Id, RankRequest
+from service.schemas import Features, RankRequest
 from service.scorer import OrtScorer
 
-Columns = dict[str, Sequence[Any]]  # feature → a value (or None) for each candidate
-MAX_FAULTS: Final = 20
 NOTHING: Final[Features] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may ask for at most."""
-
-    candidates: int
-    session_items: int
-    id_bytes: int
-
-
-NO_LIMITS: Final = Limits(candidates=2**62, session_items=2**62, id_bytes=2**62)
-
-
-@dataclass(slots=True)
 class Prepared:
     """A request, ready to score.
 
@@ -50,8 +43,8 @@ class Prepared:
     cold: frozenset[int]
     columns: Columns
     rows: NDArray[np.intp] | None
-    excluded: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[Warned] = field(default_factory=list)
+    excluded: list[dict[str, Any]]
+    warnings: list[Warned]
 
 
 class Ranking:
@@ -59,6 +52,7 @@ class Ranking:
 
     def __init__(
         self,
+        *,
         manifest: Manifest,
         digest: str,
         version: str,
@@ -85,101 +79,80 @@ class Ranking:
             TooManyCandidates: more than the limit.
             UnknownItem: a candidate is unknown and the caller asked to refuse such ones.
         """
-        ids, columns, pointer = _candidates(request, limits)
-        warnings: list[Warned] = []
-        if request.session_items is not None:
-            warnings += _check_session(request.session_items, limits)
-        keep = _first_of_each(ids)
-        if keep is not None:
-            repeated = len(ids) - len(keep)
-            detail = f"{repeated} of {len(ids)} candidates repeat an id; the first of each counts"
+        candidates = read_candidates(request, limits)
+        warnings = check_session(request, limits)
+        if (first := candidates.first_of_each()) is not None:
+            given = len(candidates.ids)
+            repeated = given - len(first)
+            detail = f"{repeated} of {given} candidates repeat an id; the first of each counts"
             warnings.append(Warned("duplicate_candidates", detail, repeated))
-            ids = [ids[i] for i in keep]
-        rows, known = self._look_up(ids)
+            candidates = candidates.only(first)
+        rows, unknown = self._look_up(candidates.ids)
         excluded: list[dict[str, Any]] = []
-        cold: frozenset[int] = frozenset()
-        if known is not None and not known.all():
-            unknown = np.flatnonzero(~known).tolist()
-            if request.unknown_items == "reject":
-                raise _unknown_items(
-                    [keep[i] if keep else i for i in unknown], ids, unknown, pointer
-                )
-            if request.unknown_items == "drop":
-                excluded = [{"id": ids[i], "reason": "unknown_item"} for i in unknown]
-                kept = np.flatnonzero(known)
-                keep = [keep[i] if keep else i for i in kept.tolist()]
-                ids = [ids[i] for i in kept.tolist()]
-                rows = None if rows is None else rows[kept]
-            else:
-                cold = frozenset(unknown)
-        if keep is not None:
-            columns = {name: [column[i] for i in keep] for name, column in columns.items()}
-        feeds = self._candidate_side(ids, rows, cold, columns, keep, pointer)
+        if unknown and request.unknown_items == "reject":
+            raise candidates.unknown(unknown)
+        if unknown and request.unknown_items == "drop":
+            excluded = [{"id": candidates.ids[i], "reason": "unknown_item"} for i in unknown]
+            dropped = frozenset(unknown)
+            kept = [i for i in range(len(candidates.ids)) if i not in dropped]
+            candidates, unknown = candidates.only(kept), []
+            rows = None if rows is None else rows[kept]
+        feeds = self._candidate_side(candidates, rows, unknown)
         user, context = request.user or NOTHING, request.context or NOTHING
         feeds |= self._plan.request(user, context)
         warnings += self._plan.undeclared("user", dict.fromkeys(user, 1))
         warnings += self._plan.undeclared("context", dict.fromkeys(context, 1))
-        counts = {name: len(column) - column.count(None) for name, column in columns.items()}
-        warnings += self._plan.undeclared("item", counts)
-        return Prepared(ids, feeds, cold, columns, rows, excluded, warnings)
+        warnings += self._plan.undeclared("item", candidates.counts())
+        return Prepared(
+            ids=candidates.ids,
+            feeds=feeds,
+            cold=frozenset(unknown),
+            columns=candidates.columns,
+            rows=rows,
+            excluded=excluded,
+            warnings=warnings,
+        )
 
-    def _look_up(
-        self, ids: Sequence[str]
-    ) -> tuple[NDArray[np.intp] | None, NDArray[np.bool_] | None]:
-        """The candidates' rows in the item table, and which of them are known.
-
-        None for the latter: the bundle knows no catalogue, so no candidate is unknown to it.
-        """
+    def _look_up(self, ids: Sequence[str]) -> tuple[NDArray[np.intp] | None, list[int]]:
+        """The candidates' rows in the item table, if there is one, and who is unknown."""
         if self.table is not None:
             rows = self.table.rows(ids)
-            return rows, rows >= 0
-        return None, self._plan.known(ids)
+            return rows, np.flatnonzero(rows < 0).tolist()
+        known = self._plan.known(ids)
+        # A bundle without any catalogue cannot call an item unknown.
+        return None, [] if known is None else np.flatnonzero(~known).tolist()
 
     def _candidate_side(
-        self,
-        ids: Sequence[str],
-        rows: NDArray[np.intp] | None,
-        cold: frozenset[int],
-        columns: Columns,
-        keep: Sequence[int] | None,
-        pointer: str,
+        self, candidates: Candidates, rows: NDArray[np.intp] | None, unknown: Sequence[int]
     ) -> Tensors:
-        plan = self._plan
+        plan, ids = self._plan, candidates.ids
         if self.table is not None and rows is not None:
-            feeds = self.table.gather(rows, plan.defaults)
-            unstored = sorted(cold)
+            feeds, unstored = self.table.gather(rows, plan.defaults), unknown
         else:
             feeds = {name: np.tile(row, (len(ids), 1)) for name, row in plan.defaults.items()}
-            unstored = list(range(len(ids)))
+            unstored = range(len(ids))
         if plan.item_id is not None and unstored:
-            at = np.array(unstored, dtype=np.intp)
-            plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], at)
-        for name, column in columns.items():
+            plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], np.array(unstored))
+        for name, column in candidates.columns.items():
             if name in plan.item_encoders:
-                self._overlay(feeds, name, column, keep, pointer)
+                self._overlay(feeds, name, column, candidates)
         return feeds
 
     def _overlay(
-        self,
-        feeds: Tensors,
-        name: str,
-        column: Sequence[Any],
-        keep: Sequence[int] | None,
-        pointer: str,
+        self, feeds: Tensors, name: str, column: Sequence[Any], candidates: Candidates
     ) -> None:
-        at: list[int] | None = None
-        values = column
+        """Lay what a request brought of a feature over the tensors; null is not brought."""
+        at = range(len(column))
         if None in column:
-            at = [i for i, value in enumerate(column) if value is not None]
-            values = [column[i] for i in at]
-            if not at:
-                return
+            at = [i for i in at if column[i] is not None]  # type: ignore[assignment]
+            column = [column[i] for i in at]
+        if not column:
+            return
         try:
-            self._plan.overlay(feeds, name, values, None if at is None else np.array(at, np.intp))
+            where = None if isinstance(at, range) else np.array(at)
+            self._plan.overlay(feeds, name, column, where)
         except BadValue as error:
-            place = error.index if at is None else at[error.index]
-            place = place if keep is None else keep[place]
-            raise refused(pointer.format(place=place, name=escape(name)), error) from None
+            raise refused(candidates.pointer(at[error.index], name), error) from None
 
     def score(self, prepared: Prepared) -> NDArray[np.float32]:
         """(N,) scores, in the order of ``prepared.ids``.
@@ -272,99 +245,6 @@ def _explained(spec: FeatureSpec, brought: Any, stored: Any) -> dict[str, Any]:
     if stored is not None:
         return {"value": stored, "source": "store"}
     return {"value": spec.encoding.default, "source": "default"}
-
-
-def _candidates(request: RankRequest, limits: Limits) -> tuple[list[str], Columns, str]:
-    """Ids, feature columns, and the pattern of pointers to a feature's value.
-
-    Raises:
-        TooManyCandidates, InvalidRequest.
-    """
-    given = request.candidates
-    if isinstance(given, CandidateColumns):
-        _check_count(len(given.ids), "/candidates/ids", limits)
-        for name, column in given.features.items():
-            if len(column) != len(given.ids):
-                detail = f"{len(column)} values for {len(given.ids)} ids"
-                raise InvalidRequest(
-                    f"candidates: feature {name!r} has {detail}",
-                    [Fault(f"/candidates/features/{escape(name)}", detail)],
-                )
-        ids = _texts(given.ids, "/candidates/ids/{}", limits)
-        return ids, dict(given.features), "/candidates/features/{name}/{place}"
-    _check_count(len(given), "/candidates", limits)
-    kinds = set(map(type, given))
-    if CandidateRow not in kinds:
-        return _texts(given, "/candidates/{}", limits), {}, ""  # type: ignore[arg-type]
-    rows = _rows(given)
-    ids = _texts([row.id for row in rows], "/candidates/{}/id", limits)
-    # Sorted: warnings and faults must not depend on the order of a set.
-    names = sorted(set().union(*(row.features for row in rows)))
-    columns: Columns = {name: [row.features.get(name) for row in rows] for name in names}
-    return ids, columns, "/candidates/{place}/features/{name}"
-
-
-def _rows(given: Sequence[Id | CandidateRow]) -> Sequence[CandidateRow]:
-    for place, candidate in enumerate(given):
-        if type(candidate) is not type(given[0]) and CandidateRow in map(
-            type, (candidate, given[0])
-        ):
-            detail = "expected all candidates to be ids, or all to be rows"
-            raise InvalidRequest(detail, [Fault(f"/candidates/{place}", detail)])
-    return given  # type: ignore[return-value]
-
-
-def _check_count(count: int, pointer: str, limits: Limits) -> None:
-    if count > limits.candidates:
-        fault = Fault(pointer, f"length {count} > {limits.candidates}")
-        raise TooManyCandidates(f"{count} candidates, limit {limits.candidates}", [fault])
-
-
-def _check_session(items: Sequence[Id], limits: Limits) -> list[Warned]:
-    """Session items are the input of session rankers; a click-through ranker has no use for them."""
-    if len(items) > limits.session_items:
-        detail = f"length {len(items)} > {limits.session_items}"
-        raise InvalidRequest(
-            f"{len(items)} session items, limit {limits.session_items}",
-            [Fault("/session_items", detail)],
-        )
-    _texts(items, "/session_items/{}", limits)
-    detail = "this ranker takes no session items; they are ignored"
-    return [Warned("unused_session_items", detail, len(items))] if items else []
-
-
-def _texts(ids: Sequence[Id], pointer: str, limits: Limits) -> list[str]:
-    """Ids as texts, none of them too long."""
-    texts = list(ids) if set(map(type, ids)) <= {str} else [token(each) or "" for each in ids]
-    # A character takes up to four bytes.
-    if max(map(len, texts), default=0) * 4 > limits.id_bytes:  # type: ignore[arg-type]
-        for place, text in enumerate(texts):
-            if (size := len(text.encode())) > limits.id_bytes:  # type: ignore[union-attr]
-                detail = f"an id of {size} bytes > {limits.id_bytes}"
-                raise InvalidRequest(detail, [Fault(pointer.format(place), detail)])
-    return texts  # type: ignore[return-value]
-
-
-def _first_of_each(ids: Sequence[str]) -> list[int] | None:
-    """Positions of the first of each id, None if none repeats."""
-    if len(set(ids)) == len(ids):
-        return None
-    first: dict[str, int] = {}
-    for place, item in enumerate(ids):
-        first.setdefault(item, place)
-    return list(first.values())
-
-
-def _unknown_items(
-    places: Sequence[int], ids: Sequence[str], unknown: Sequence[int], pointer: str
-) -> UnknownItem:
-    where = {"": "/candidates/{}", "/candidates/{place}/features/{name}": "/candidates/{}/id"}
-    pattern = where.get(pointer, "/candidates/ids/{}")
-    faults = [
-        Fault(pattern.format(place), f"unknown item {ids[i]!r}")
-        for place, i in zip(places[:MAX_FAULTS], unknown, strict=False)
-    ]
-    return UnknownItem(f"{len(unknown)} of {len(ids)} candidates are unknown", faults)
 
 
 def check_golden(

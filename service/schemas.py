@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
 
 
 def _invalid(message: str) -> InvalidRequest:
-    """msgspec's "Expected `str`, got `bool` - at `$.candidates[0]`" as a fault with a JSON pointer."""
+    """A message of msgspec ("Expected `str` - at `$.candidates[0]`") as a fault with a pointer."""
     detail, _, path = message.partition(" - at `$")
     # A key of an open object shows as [...]: the pointer stops at the object.
     pointer = (

@@ -18,7 +18,7 @@ class SettingsInvalid(Exception):
 
 
 class Settings(BaseSettings):
-    """What can be set. An environment variable is ``SLIMRANK_`` and the field's name in capitals."""
+    """What can be set: as ``SLIMRANK_`` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -92,8 +92,8 @@ class Settings(BaseSettings):
     rate_limit_per_s: float | None = Field(
         default=None,
         gt=0,
-        description="Requests per second that each key (without keys: each client address) may send "
-        "to one worker; 429 above. Unset: no limit.",
+        description="Requests per second that each key (without keys: each client address) may "
+        "send to one worker; 429 above. Unset: no limit.",
     )
     rate_limit_burst: int = Field(
         default=20, ge=1, description="Requests that may come at once under rate_limit_per_s."

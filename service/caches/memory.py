@@ -18,7 +18,7 @@ class MemoryCache:
 
     up: Final = True
 
-    def __init__(self, url: str, options: CacheOptions) -> None:
+    def __init__(self, url: str, options: CacheOptions) -> None:  # noqa: ARG002  nothing to choose
         if url != "memory://":
             raise ValueError(f"expected memory://, got {url!r}")
         self._tables: OrderedDict[str, Blobs] = OrderedDict()
@@ -40,7 +40,7 @@ class MemoryCache:
         if len(self._tables) > KEPT:
             self._tables.popitem(last=False)
 
-    async def announce(self, model: str, version: str) -> None:
+    async def announce(self, model: str, version: str) -> None:  # noqa: ARG002  all wake
         """Wake those who watch."""
         self._activated.set()
 

@@ -2,7 +2,7 @@
 
 Keys, ``<hex>`` being the bundle's digest (the braces keep a bundle's keys on one cluster node):
 
-    slimrank:{<hex>}:manifest     JSON: blob → bytes, sha256, chunks. Written last: no manifest, no table
+    slimrank:{<hex>}:manifest     JSON: blob → bytes, sha256, chunks. Written last
     slimrank:{<hex>}:<blob>:<i>   chunk i of a blob, up to 1 MiB
     slimrank:active               hash: model → version activated last
     slimrank:epoch                counter of activations: the pointer that watchers compare
@@ -36,7 +36,7 @@ LONGEST_BACKOFF_S: Final = 5.0
 
 
 class RedisCache:
-    """A server that may be away: every method then raises, and `watch` waits for it to come back."""
+    """A server that may be away: methods then raise, and `watch` waits for it to come back."""
 
     def __init__(self, url: str, options: CacheOptions) -> None:
         self._options = options
@@ -134,7 +134,7 @@ class RedisCache:
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
     async def _changes(self) -> AsyncGenerator[None]:
-        """Yields on each change of the epoch, until Redis goes away. The first one is the connection."""
+        """Yields once connected and on each change of the epoch, until Redis goes away."""
         # A lost connection loses its subscription, and messages with it: each starts anew here.
         async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
             with self._failures():

@@ -54,10 +54,10 @@ class RankEndpoint:
         except Disconnected:
             self._record(scope, 499, "disconnected", clock, request_id)
             return
-        except Exception as error:  # noqa: BLE001  the edge: a caller gets a problem, never a stack
+        except Exception as error:
             (status, code), reply_headers, body = problem(error, request_id)
             if not isinstance(error, ServiceError) or status == 500:  # noqa: PLR2004
-                log.error("internal error", request_id=request_id, exc_info=error)
+                log.exception("internal error", request_id=request_id)
             self._metrics.problems.labels(code).inc()
         reply_headers.append((b"x-request-id", request_id.encode("ascii")))
         if self._parts.drain.leaving:

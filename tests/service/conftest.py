@@ -1,8 +1,10 @@
 """Real little bundles: a logistic ranker whose score is arithmetic that a test can do by hand."""
 
+import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -186,13 +188,17 @@ def write_bundle(
     for feature, tokens in VOCABULARIES.items():
         (folder / f"vocab/{feature}.json").write_text(json.dumps(tokens))
     spec = _write_items(folder, values=values) if catalogue else None
+    user = request_logit(24.0) + bias
     golden = {
-        "request": {"user": {"age": 24}, "candidates": {"ids": ["i1", "nowhere"], "features": {"price": [9.0, None]}}},
+        "request": {
+            "user": {"age": 24},
+            "candidates": {"ids": ["i1", "nowhere"], "features": {"price": [9.0, None]}},
+        },
         "scores": [
-            sigmoid(request_logit(24.0) + item_logit(9.0, 2, [2] if catalogue else []) + bias) + golden_shift,
-            sigmoid(request_logit(24.0) + COLD_LOGIT + bias) + golden_shift,
+            sigmoid(user + item_logit(9.0, 2, [2] if catalogue else [])) + golden_shift,
+            sigmoid(user + COLD_LOGIT) + golden_shift,
         ],
-    }  # fmt: skip
+    }
     (folder / "golden.json").write_text(json.dumps([golden]))
     resources = Resources(flops=flops)
     seal(
@@ -252,9 +258,7 @@ def _write_items(folder: Path, *, values: bool) -> ItemTableSpec:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for variable in [name for name in os.environ if name.upper().startswith("SLIMRANK_")]:
+    for variable in [name for name in os.environ if name.upper().startswith("SLIMRANK_")]:  # noqa: TID251
         monkeypatch.delenv(variable)
 
 
@@ -282,8 +286,6 @@ def store(tmp_path: Path, bundles: Path) -> Store:
 @asynccontextmanager
 async def lifespan(service: Service) -> AsyncIterator[None]:
     """Run an application's start and stop around a test, as a server does."""
-    import asyncio
-
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
