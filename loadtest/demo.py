@@ -29,6 +29,7 @@ from loadtest import server, traffic
 CONFIG: Final = Path("compress/configs/ml-100k.toml")
 CACHE: Final = "~/.cache/slimrank"
 TOP: Final = 10
+PARTS: Final = ("embedding tables", "mlp")
 
 
 class DemoFailed(Exception):
@@ -213,11 +214,16 @@ def price_lines(card: Mapping[str, Any]) -> list[Line]:
         if results
     ]
     lines.append(_cost("FLOPs per candidate", dense["flops"], slim["flops"], "{:,.0f}"))
-    sizes = (sum(dense["bytes"].values()), sum(slim["bytes"].values()))
-    lines.append(_cost("bytes", *sizes, "{:,.0f}"))
+    lines += [
+        _cost(f"bytes of {part}", dense["bytes"][part], slim["bytes"][part], "{:,.0f}")
+        for part in PARTS
+        if part in dense["bytes"] and part in slim["bytes"]
+    ]
+    whole = (sum(dense["bytes"].values()), sum(slim["bytes"].values()))
+    lines.append(_cost("bytes of the whole bundle", *whole, "{:,.0f}"))
     times = (dense["us_per_request"], slim["us_per_request"])
     if None not in times:
-        lines.append(_cost("µs per request", *times, "{:,.1f}"))
+        lines.append(_cost("scoring, µs per request", *times, "{:,.1f}"))
     return lines
 
 

@@ -28,8 +28,16 @@ CARD = {
             "slim": {"auc": 0.79, "logloss": 0.54},
         },
     ],
-    "dense": {"flops": 9000, "bytes": {"tables": 3000, "layers": 1000}, "us_per_request": 400.0},
-    "slim": {"flops": 3000, "bytes": {"tables": 700, "layers": 300}, "us_per_request": 500.0},
+    "dense": {
+        "flops": 9000,
+        "bytes": {"embedding tables": 3000, "history": 1000},
+        "us_per_request": 400.0,
+    },
+    "slim": {
+        "flops": 3000,
+        "bytes": {"embedding tables": 1000, "history": 1000},
+        "us_per_request": 500.0,
+    },
 }
 MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}, "card": CARD}
 

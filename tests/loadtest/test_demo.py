@@ -66,8 +66,9 @@ def test_price_of_slimming_is_told_either_way(
     assert "AUC 0.7900 0.7850 -0.0050 (worse)" in lines
     assert "log loss 0.5500 0.5400 -0.0100 (better)" in lines
     assert "FLOPs per candidate 9,000 3,000 3.00x less" in lines
-    assert "bytes 4,000 1,000 4.00x less" in lines
-    assert "µs per request 400.0 500.0 1.25x more (worse)" in lines
+    assert "bytes of embedding tables 3,000 1,000 3.00x less" in lines
+    assert "bytes of the whole bundle 4,000 2,000 2.00x less" in lines
+    assert "scoring, µs per request 400.0 500.0 1.25x more (worse)" in lines
 
 
 def test_unknown_cost_is_left_out() -> None:
@@ -78,7 +79,7 @@ def test_unknown_cost_is_left_out() -> None:
 
     assert [(line.name, line.verdict) for line in lines] == [
         ("FLOPs per candidate", "no ratio"),
-        ("bytes", "no ratio"),
+        ("bytes of the whole bundle", "no ratio"),
     ]
 
 
