@@ -40,7 +40,7 @@ class BadCell(DataError):
         where = f"column {column!r}: " if column is not None else ""
         super().__init__(
             f"{path}: row {row}: {where}expected {expected}, got {value!r} "
-            '(on_bad_cell = "skip" leaves such rows out and counts them)'
+            '(on_bad_cell = "skip", or --skip-bad, leaves such rows out and counts them)'
         )
         self.path, self.row, self.column, self.value = path, row, column, value
         self.expected = expected

@@ -162,7 +162,9 @@ class Files:
             if path.suffix == ".parquet":
                 return list(pq.read_schema(path).names)
             skip = _Ragged(path, self._first_line, "skip", Tally())
-            return list(self._open(path, skip).schema.names)
+            # A reader left open keeps its threads, which abort the process at its end.
+            with self._open(path, skip) as reader:
+                return list(reader.schema.names)
 
     def _require(self, path: Path) -> None:
         wanted, found = list(self.rules.roles), self._columns(path)
