@@ -26,6 +26,7 @@ from compress.config import CompressError, ExportConfig
 from compress.data.base import Part, Schema
 from compress.data.encode import Dataset, encode_frame
 from compress.graph import (
+    HISTORY_FILE,
     OUTPUT,
     Array,
     Feeds,
@@ -62,7 +63,6 @@ from model_store.manifest import (
 )
 
 TOLERANCE: Final = 1e-5
-HISTORY_FILE: Final = "history.json"
 # Protobuf ends at 2 GiB; the weights of larger graphs lie in a file beside it.
 EXTERNAL_ABOVE_BYTES: Final = 1 << 30
 SIDECARS: Final = {CHECKSUMS_FILE: "manifest"}
