@@ -157,6 +157,8 @@ def compare(options: argparse.Namespace, command: Sequence[str]) -> int:
     measured = [window for run in runs for window in report.read(run.side, run.result)]
     table, ratios = report.rows(measured), report.ratios(measured)
     notes = report.remarks(table, apart=cores.generator is not None)
+    if cores.service and options.workers > len(cores.service):
+        notes.append(f"{options.workers} workers shared {len(cores.service)} core(s).")
     write(options, table, ratios, notes, about(options, cores, runs))
     print(report.markdown(table, ratios), *notes, sep="\n")
     print(f"written to {options.out}: compare.md, compare.json, compare.png")

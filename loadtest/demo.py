@@ -113,7 +113,7 @@ def run(
         "CACHE": "memory://",
         "DRAIN_DELAY_S": "0",
     }
-    log = Path("runs") / "demo-service.log"
+    log = Path(config.get("runs", "runs")) / "demo-service.log"
     with server.serving(settings, log, port=options.port, command=service) as running:
         console.print(f"ready; its log is {log}")
         answer(options, console, running, store, config)
