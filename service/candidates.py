@@ -97,9 +97,11 @@ def read_candidates(request: RankRequest, limits: Limits) -> Candidates:
     if isinstance(given, CandidateColumns):
         return _columns(given, limits)
     _check_count(len(given), "/candidates", limits)
-    if CandidateRow in set(map(type, given)):
+    kinds = set(map(type, given))
+    if CandidateRow in kinds:
         return _rows(given, limits)
-    return Candidates(texts(given, "/candidates/{}", limits), {}, "/candidates/{}")  # type: ignore[arg-type]
+    pattern = "/candidates/{}"
+    return Candidates(texts(given, pattern, limits, kinds), {}, pattern)  # type: ignore[arg-type]
 
 
 def _columns(given: CandidateColumns, limits: Limits) -> Candidates:
@@ -154,14 +156,16 @@ def check_session(request: RankRequest, limits: Limits) -> list[Warned]:
     return [Warned("unused_session_items", detail, len(items))]
 
 
-def texts(ids: Sequence[Id], pattern: str, limits: Limits) -> list[str]:
-    """Ids as texts.
+def texts(
+    ids: Sequence[Id], pattern: str, limits: Limits, kinds: set[type] | None = None
+) -> list[str]:
+    """Ids as texts; ``kinds`` are their types, where the caller knows them.
 
     Raises:
         InvalidRequest: one is too long.
     """
-    if set(map(type, ids)) <= {str}:
-        found: list[str] = list(ids)  # type: ignore[arg-type]
+    if (kinds or set(map(type, ids))) <= {str}:
+        found: list[str] = ids  # type: ignore[assignment]
     else:
         found = [token(each) or "" for each in ids]
     # A character takes up to four bytes.

@@ -4,13 +4,13 @@ The request side becomes one row, computed once; the candidate side starts from 
 encoded rows (or the declared defaults), over which the request's own columns are laid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.encoding import CategoricalEncoder, Encoder, transformed
+from model_store.encoding import BucketEncoder, CategoricalEncoder, Encoder, transformed
 from model_store.errors import BadValue
 from model_store.manifest import (
     FeatureSpec,
@@ -89,22 +89,30 @@ class RequestRows:
     def __init__(self, encoders: Sequence[Encoder], columns: int) -> None:
         self._columns = columns
         self._encoders = [
-            (REQUEST_SIDES.index(encoder.spec.side), encoder.spec, encoder) for encoder in encoders
+            (REQUEST_SIDES.index(encoder.spec.side), encoder.spec, encoder, _row_of_one(encoder))
+            for encoder in encoders
         ]
 
     def encode(self, sides: Sequence[Mapping[str, Any]]) -> NDArray[np.int32]:
         """(1, columns) of table rows."""
         raw = [0] * self._columns
-        for side, spec, encoder in self._encoders:
+        for side, spec, encoder, row in self._encoders:
             value = sides[side].get(spec.name)
             try:
-                if isinstance(encoder, CategoricalEncoder) and spec.kind != "multi":
-                    raw[spec.start] = encoder.row(value)
+                if row is not None:
+                    raw[spec.start] = row(value)
                 else:
                     raw[spec.start : spec.start + spec.length] = encoder.encode([value])[0].tolist()
             except BadValue as error:
                 raise refused(f"/{spec.side}/{escape(spec.name)}", error) from None
         return np.array([raw], dtype=np.int32)
+
+
+def _row_of_one(encoder: Encoder) -> Callable[[Any], int] | None:
+    """A way to encode one value without arrays; None for a multi-valued feature."""
+    if isinstance(encoder, CategoricalEncoder | BucketEncoder) and encoder.spec.kind != "multi":
+        return encoder.row
+    return None
 
 
 class FeaturePlan:
@@ -166,7 +174,7 @@ class FeaturePlan:
         return {name: encoder.encode((user, context)) for name, encoder in self._request.items()}
 
     def overlay(
-        self, tensors: Tensors, name: str, values: Sequence[Any], at: NDArray[np.intp] | None
+        self, tensors: Tensors, name: str, values: Sequence[Any], at: Sequence[int] | None
     ) -> None:
         """Lay values of an item feature over the candidates' tensors.
 

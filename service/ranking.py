@@ -132,7 +132,7 @@ class Ranking:
             feeds = {name: np.tile(row, (len(ids), 1)) for name, row in plan.defaults.items()}
             unstored = range(len(ids))
         if plan.item_id is not None and unstored:
-            plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], np.array(unstored))
+            plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], unstored)
         for name, column in candidates.columns.items():
             if name in plan.item_encoders:
                 self._overlay(feeds, name, column, candidates)
@@ -142,17 +142,17 @@ class Ranking:
         self, feeds: Tensors, name: str, column: Sequence[Any], candidates: Candidates
     ) -> None:
         """Lay what a request brought of a feature over the tensors; null is not brought."""
-        at = range(len(column))
+        at: list[int] | None = None
         if None in column:
-            at = [i for i in at if column[i] is not None]  # type: ignore[assignment]
+            at = [i for i, value in enumerate(column) if value is not None]
             column = [column[i] for i in at]
         if not column:
             return
         try:
-            where = None if isinstance(at, range) else np.array(at)
-            self._plan.overlay(feeds, name, column, where)
+            self._plan.overlay(feeds, name, column, at)
         except BadValue as error:
-            raise refused(candidates.pointer(at[error.index], name), error) from None
+            position = error.index if at is None else at[error.index]
+            raise refused(candidates.pointer(position, name), error) from None
 
     def score(self, prepared: Prepared) -> NDArray[np.float32]:
         """(N,) scores, in the order of ``prepared.ids``.

@@ -263,6 +263,12 @@ def _no_settings_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The loop that uvicorn runs."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sealed bundles, by name: one, two, off (its golden scores are wrong), bare (no catalogue)."""
     root = tmp_path_factory.mktemp("bundles")
