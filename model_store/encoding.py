@@ -5,6 +5,7 @@ embedding table: 0 is out of vocabulary, 1 is missing, 2.. are the known tokens.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,6 +150,11 @@ class BucketEncoder:
         rows = FIRST + np.searchsorted(np.asarray(self.encoding.edges), x, side="right")
         return np.where(np.isnan(x), MISSING, rows).astype(np.int32)[:, None]
 
+    def row(self, value: Any, index: int = 0) -> int:
+        """The row of one value: what `encode` gives, without the cost of arrays."""
+        x = _number(self.spec, index, value, self.encoding.default)
+        return MISSING if math.isnan(x) else FIRST + bisect_right(self.encoding.edges, x)
+
 
 @dataclass(frozen=True, slots=True)
 class CategoricalEncoder:
@@ -164,6 +170,8 @@ class CategoricalEncoder:
 
     def row(self, value: Any, index: int = 0) -> int:
         """The row of one value."""
+        if type(value) is str and self.vocabulary is not None:
+            return self.vocabulary.get(value, OOV)
         try:
             text = token(value)
         except TypeError as error:
@@ -187,12 +195,12 @@ class CategoricalEncoder:
                 found = map(self.vocabulary.get, values, repeat(OOV))
                 return np.fromiter(found, np.int32, len(values))[:, None]
             return np.array([self.row(v, i) for i, v in enumerate(values)], np.int32)[:, None]
-        rows = np.full((len(values), self.spec.length), MISSING, dtype=np.int32)
+        length, flat = self.spec.length, list[int]()
         for i, value in enumerate(values):
-            parts = self._parts(value, i)
-            kept = parts[: self.spec.length]
-            rows[i, : len(kept)] = [self.row(part, i) for part in kept]
-        return rows
+            rows = [self.row(part, i) for part in self._parts(value, i)[:length]]
+            flat += rows
+            flat += [MISSING] * (length - len(rows))
+        return np.array(flat, dtype=np.int32).reshape(-1, length)
 
     def _parts(self, value: Any, index: int) -> Sequence[Any]:
         if value is None:
