@@ -114,7 +114,9 @@ class Rules:
         role, column = self.roles[name], pl.col(name)
         if role == "time" and dtype == pl.String and self.time_format is not None:
             return _epoch(column.str.to_datetime(self.time_format, strict=False))
-        if role == "time" and dtype in {pl.Date, pl.Datetime}:
+        if role == "time" and dtype == pl.Date:
+            return _epoch(column.cast(pl.Datetime("us")))
+        if role == "time" and isinstance(dtype, pl.Datetime):
             return _epoch(column)
         numeric = dtype in {pl.String, pl.Null} or dtype.is_numeric()
         if numeric or (role == "label" and dtype == pl.Boolean):
@@ -150,7 +152,7 @@ def has_tokens(dtype: Any) -> bool:
 
 
 def _epoch(time: pl.Expr) -> pl.Expr:
-    return time.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
+    return time.dt.epoch("us").cast(pl.Float64) / 1e6
 
 
 def tokens(series: pl.Series) -> pl.Series:

@@ -271,6 +271,7 @@ def _encode_tokens(encoder: CategoricalEncoder, series: pl.Series) -> Words:
         table[-1] = encoder.row(None)
         physical = codes.to_physical().fill_null(len(table) - 1)
         return np.asarray(table[physical.to_numpy()])
+    series = series.fill_nan(None) if series.dtype.is_float() else series
     distinct = series.unique()
     pairs = pl.DataFrame({"value": distinct, "row": _rows(encoder, distinct)})
     joined = series.to_frame("value").join(

@@ -66,6 +66,8 @@ class Files:
         for path in self.paths:
             rows = 0
             for frame in self._raw(path, tally):
+                if frame.is_empty():  # only blank or skipped lines
+                    continue
                 rows = int(frame[ROW][-1]) + 1
                 yield self._checked(path, frame, tally).with_columns(pl.col(ROW) + start)
             start += rows
@@ -98,10 +100,8 @@ class Files:
                 return int(pq.ParquetFile(path).metadata.num_rows)
         first = self._columns(path)[0]
         narrow = replace(self, rules=Rules({first: "categorical"}), on_bad_cell="skip")
-        last = -1
-        for frame in narrow._text(path, Tally()):  # noqa: SLF001
-            last = int(frame[ROW][-1])
-        return last + 1
+        numbers = (frame[ROW] for frame in narrow._text(path, Tally()))  # noqa: SLF001
+        return max((int(rows[-1]) + 1 for rows in numbers if len(rows)), default=0)
 
     def _raw(self, path: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         return self._parquet(path) if path.suffix == ".parquet" else self._text(path, tally)
@@ -129,14 +129,14 @@ class Files:
             strings_can_be_null=True,
         )
         with _readable(path):
-            try:
-                for batch in self._open(path, ragged, options):
-                    if len(batch):
-                        yield self._decoded(path, _frame(batch, ragged.rows(len(batch))), tally)
-            except pa.ArrowInvalid:
+            for batch in self._open(path, ragged, options):
+                if len(batch):
+                    frame = _frame(batch, ragged.rows(len(batch)))
+                    if ragged.error is not None:  # a cell before it may be bad as well
+                        frame = frame.filter(pl.col(ROW) + self._first_line < ragged.error.row)
+                    yield self._decoded(path, frame, tally)
                 if ragged.error is not None:
-                    raise ragged.error from None
-                raise
+                    raise ragged.error
 
     def _open(
         self, path: Path, ragged: "_Ragged", options: pa_csv.ConvertOptions | None = None
@@ -225,13 +225,13 @@ class _Ragged:
         self._next = 0
 
     def __call__(self, row: pa_csv.InvalidRow) -> str:
+        self._skipped.append(row.number - self._first_line)
         if self._on_bad_cell == "skip":
             self._tally.add(1)
-            self._skipped.append(row.number - self._first_line)
-            return "skip"
-        expected = f"{row.expected_columns} fields ({row.actual_columns} found)"
-        self.error = BadCell(self._path, row.number, None, _shown(row.text), expected)
-        return "error"
+        elif self.error is None:
+            expected = f"{row.expected_columns} fields ({row.actual_columns} found)"
+            self.error = BadCell(self._path, row.number, None, _shown(row.text), expected)
+        return "skip"
 
     def rows(self, count: int) -> NDArray[np.int64]:
         """The numbers of the next ``count`` rows, from 0."""
