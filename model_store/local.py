@@ -53,10 +53,10 @@ class LocalStorage:
         return locked(self._root / name)
 
     @contextmanager
-    def staged(self, bundle: Bundle, name: str) -> Iterator[Callable[[str], None]]:
+    def staged(self, bundle: Bundle, name: str) -> Iterator[Callable[[str], bool]]:
         """Copy a bundle beside its target; the function given renames it to a path.
 
-        Call it under the lock. It raises FileExistsError if the path is taken.
+        Call it under the lock. It returns False if the path is taken.
         """
         with staged(self._root / name) as stage:
             for file in [*(entry.path for entry in bundle.manifest.files), CHECKSUMS_FILE]:
@@ -66,7 +66,7 @@ class LocalStorage:
             open_bundle(stage)
             sync_tree(stage)
 
-            def commit(path: str) -> None:
+            def commit(path: str) -> bool:
                 target = self._root / path
                 make_folder(target.parent)
                 try:
@@ -74,9 +74,10 @@ class LocalStorage:
                 except OSError as error:
                     # The rename itself decides who wins: it never replaces a folder with files.
                     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise FileExistsError(target) from None
+                        return False
                     raise
                 sync(target.parent)
+                return True
 
             yield commit
 

@@ -6,7 +6,7 @@ where the file system has them (S3 and GCS do). Aliases are plain overwrites: th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -92,40 +92,44 @@ class RemoteStorage:
         return nullcontext()
 
     @contextmanager
-    def staged(self, bundle: Bundle, name: str) -> Iterator[Callable[[str], None]]:  # noqa: ARG002
-        """Gives the function that uploads the bundle; FileExistsError says the path is taken."""
+    def staged(self, bundle: Bundle, name: str) -> Iterator[Callable[[str], bool]]:  # noqa: ARG002
+        """Gives the function that uploads the bundle; it returns False if the path is taken."""
         yield lambda path: self._upload(bundle, path)
 
     @_as_os_errors()
-    def _upload(self, bundle: Bundle, path: str) -> None:
-        claim = f"{path}/{CHECKSUMS_FILE}"
-        if self.read(claim) != (sums := checksums(bundle.manifest, bundle.digest)):
-            self._create(claim, sums)
-        # From here on, a publisher of the same content only repeats what we do.
+    def _upload(self, bundle: Bundle, path: str) -> bool:
+        if self.read(f"{path}/{MANIFEST_FILE}") is not None:
+            return False
+        claim, sums = f"{path}/{CHECKSUMS_FILE}", checksums(bundle.manifest, bundle.digest)
+        # An upload of the same content that was cut off is taken up again.
+        if self.read(claim) != sums and not self._create(claim, sums):
+            return False
         for entry in bundle.manifest.files:
             self._make_parent(f"{path}/{entry.path}")
             target = self._at(f"{path}/{entry.path}")
             self._fs.put_file(str(bundle.path(entry.path)), target)
             if (size := self._fs.size(target)) != entry.bytes:
                 raise OSError(f"{target} has {size} bytes after the upload, not {entry.bytes}")
-        self._create(f"{path}/{MANIFEST_FILE}", (bundle.root / MANIFEST_FILE).read_bytes())
+        manifest = (bundle.root / MANIFEST_FILE).read_bytes()
+        return self._create(f"{path}/{MANIFEST_FILE}", manifest)
 
-    def _create(self, path: str, data: bytes) -> None:
-        """Write a file that must not exist.
-
-        Raises:
-            FileExistsError: it does, or another writer overtook us.
-        """
+    def _create(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist; False if it does, or another writer overtook us."""
         self._make_parent(path)
         try:
             self._fs.pipe_file(self._at(path), data, mode="create")
+        except OSError:
+            # FileExistsError, or what this driver makes of "precondition failed".
+            if self.read(path) is None:
+                raise
+            return False
         except (NotImplementedError, TypeError, ValueError):
+            # This driver cannot. Between the look and the write, another may come.
             if self.read(path) is not None:
-                raise FileExistsError(path) from None
+                return False
             self._fs.pipe_file(self._at(path), data)
-        # Drivers that know no "create" may have taken it for an overwrite.
-        if self.read(path) != data:
-            raise FileExistsError(path)
+        # Others take "create" for an overwrite, in silence.
+        return self.read(path) == data
 
     @_as_os_errors()
     def fetch(self, path: str, *, verify: bool) -> Bundle:
@@ -200,7 +204,16 @@ class RemoteStorage:
         return f"{self._root}/{path}"
 
     def _make_parent(self, path: str) -> None:
-        self._fs.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
+        self._make_folder(self._at(path).rpartition("/")[0])
+
+    def _make_folder(self, folder: str) -> None:
+        parent = folder.rpartition("/")[0]
+        # The first part may be a bucket. One that is not there is a mistyped one.
+        if not parent or self._fs.isdir(folder):
+            return
+        self._make_folder(parent)
+        with suppress(FileExistsError):
+            self._fs.mkdir(folder, create_parents=False)
 
 
 def open_remote(url: str, cache: Path) -> RemoteStorage:

@@ -70,10 +70,10 @@ class Storage(Protocol):
         """Keep other writers of that bundle's versions and aliases out, as far as it can."""
         ...
 
-    def staged(self, bundle: Bundle, name: str) -> AbstractContextManager[Callable[[str], None]]:
+    def staged(self, bundle: Bundle, name: str) -> AbstractContextManager[Callable[[str], bool]]:
         """Prepare a copy of a bundle; the function given commits it to a path.
 
-        The function raises FileExistsError if the path is taken.
+        The function returns False if the path is taken.
         """
         ...
 
@@ -204,11 +204,8 @@ class Store:
             bundle = open_bundle(folder)
             with self._storage.staged(bundle, name) as commit, self._storage.locked(name):
                 for free in self._free(name, version):
-                    try:
-                        commit(_path(name, free))
-                    except FileExistsError:
-                        continue
-                    return Published(name, free, bundle.digest)
+                    if commit(_path(name, free)):
+                        return Published(name, free, bundle.digest)
         raise BundleExists(
             f"{self.url}: {name}@{version} is already published, and versions never change; "
             "publish under another version"
