@@ -1,0 +1,124 @@
+"""Scoring time of a bundle's graphs: dense and slim, plain and split, in turn in one process.
+
+    python benchmarks/scoring.py runs/store/criteo-0-05
+
+Takes a bundle's folder in a store (its aliases `dense` and `slim`), rebuilds rankers of the same
+shapes (weights do not change the time), exports each plain and split, and times them one after
+the other, over and over, one thread, each time with other rows (drawn uniformly from the tables).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress.export import export_plain, export_split
+from compress.graph import GraphSession, input_specs
+from compress.rankers import RANKERS
+from model_store.manifest import FeatureSpec, Manifest, NumericEncoding
+
+ROTATED = 32  # sets of rows, so that a table's rows are mostly not in the nearest cache
+
+
+def ranker_of(manifest: Manifest, kind: str) -> torch.nn.Module:
+    """A ranker of a bundle's shape, with random weights."""
+    kept = manifest.card
+    ranker = RANKERS[kept.ranker]
+    widths = {
+        name.removeprefix(f"{kind} "): sizes
+        for name, sizes in kept.widths.items()
+        if name.startswith(f"{kind} ")
+    }
+    options = {key: value for key, value in kept.config["ranker"].items() if key != "type"}
+    options |= {"top": widths.get("top", options.get("top"))}
+    config = ranker.Config.model_validate({k: v for k, v in options.items() if v is not None})
+    return ranker(manifest.features, config, torch.Generator().manual_seed(0)).eval()
+
+
+def feeds(features: tuple[FeatureSpec, ...], candidates: int, rng: np.random.Generator) -> dict:
+    """One request and its candidates, rows drawn uniformly."""
+    found = {}
+    for name, spec in input_specs(features).items():
+        held = sorted((f for f in features if f.tensor == name), key=lambda f: f.start)
+        rows = 1 if spec.shape[0] == "R" else candidates
+        if spec.dtype == "float32":
+            found[name] = rng.normal(size=(rows, spec.shape[1])).astype(np.float32)
+            continue
+        columns = [
+            rng.integers(0, f.encoding.rows, (rows, f.length))
+            for f in held
+            if not isinstance(f.encoding, NumericEncoding)
+        ]
+        found[name] = np.concatenate(columns, axis=1).astype(np.int32)
+    return found
+
+
+def repeated(request: dict, candidates: int) -> dict:
+    """The request side repeated for every candidate, as a server without the split would."""
+    return {
+        name: np.repeat(array, candidates, axis=0) if name.startswith("request_") else array
+        for name, array in request.items()
+    }
+
+
+def sessions(store: Path, folder: Path) -> dict[str, tuple[GraphSession, tuple]]:
+    """The four graphs, by name, with the features that feed them."""
+    found = {}
+    for kind in ("dense", "slim"):
+        version = json.loads((store / "aliases" / f"{kind}.json").read_text())["version"]
+        text = (store / "versions" / version / "manifest.json").read_bytes()
+        manifest = Manifest.model_validate_json(text)
+        ranker = ranker_of(manifest, kind)
+        for form, write in (("plain", export_plain), ("split", export_split)):
+            path = folder / f"{kind}-{form}.onnx"
+            write(ranker, path)
+            found[f"{kind} {form}"] = (GraphSession(path), manifest.features)
+    return found
+
+
+def measure(graphs: dict, candidates: int, rounds: int) -> dict[str, list[float]]:
+    """Microseconds a request, a list a graph, the graphs in turn within each round."""
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for name, (_, features) in graphs.items():
+        sets = [feeds(features, candidates, rng) for _ in range(ROTATED)]
+        plain = name.endswith("plain")
+        inputs[name] = [repeated(s, candidates) for s in sets] if plain else sets
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(rounds + ROTATED):
+        for name, (session, _) in graphs.items():
+            given = inputs[name][turn % ROTATED]
+            start = time.perf_counter()
+            session.run(given)
+            if turn >= ROTATED:  # the first turns warm up
+                times[name].append((time.perf_counter() - start) * 1e6)
+    return times
+
+
+def main() -> None:
+    """Time and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store", type=Path, help="the bundle's folder in a store")
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=2000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = sessions(options.store, Path(folder))
+        times = measure(graphs, options.candidates, options.rounds)
+    slowest = statistics.median(times["dense plain"])
+    print(f"{options.candidates} candidates, one thread, {options.rounds} rounds")
+    print(
+        "| graph | p10 µs | median µs | p90 µs | faster than dense plain |\n|---|---|---|---|---|"
+    )
+    for name, values in times.items():
+        low, middle, high = np.percentile(values, [10, 50, 90])
+        print(f"| {name} | {low:.0f} | {middle:.0f} | {high:.0f} | {slowest / middle:.1f}x |")
+
+
+if __name__ == "__main__":
+    main()
