@@ -162,7 +162,8 @@ def repeated(inputs: Inputs) -> Inputs:
 def _repeat(request: Tensor, rows: int) -> Tensor:
     if not request.shape[1]:
         return request
-    # The exporter traces R and N as one axis; ONNX's Expand then takes R = 1 and R = N alike.
+    if torch.compiler.is_exporting():  # for the reason given in `rowwise`
+        return rowwise("Add", request, request.new_zeros((rows, request.shape[1])))
     return request.expand(rows, -1)
 
 

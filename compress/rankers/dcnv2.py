@@ -90,7 +90,8 @@ class DcnV2(Ranker):
         """Logits (N,), everything computed per row."""
         inputs = repeated(inputs)
         request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
-        x = x0 = torch.cat((request, candidate), 1).flatten(1)  # (N, d)
+        fields = torch.cat((request, candidate), 1) if request.shape[1] else candidate
+        x = x0 = fields.flatten(1)  # (N, d)
         for cross in self.crosses:
             x = x0 * cross(x) + x
         return self._head(x, self.deep.first(x0 if self._parallel else x))
