@@ -1,23 +1,20 @@
-# The offline half, for the CPU. torch comes from Debian: its build is CPU-only and ten times smaller
-# than the default wheel on Linux, which brings CUDA (docs/adr/0007). For a GPU, install the extra
-# `compress` in a CUDA image or on the host.
+# The offline half: extra `compress`. The default wheel of torch for Linux brings CUDA: 6 GB of image.
+# With an index of CPU-only builds it is under 2 GB (docs/adr/0007):
+#   docker build -f docker/compress.Dockerfile --build-arg TORCH_INDEX_URL=... .
 FROM python:3.13-slim-trixie
 ENV PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3-torch python3-venv \
-    && rm -rf /var/lib/apt/lists/*
-# Debian's own interpreter: the one that its torch was built for.
-RUN /usr/bin/python3 -m venv --system-site-packages /opt/venv
+RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
 COPY constraints/ constraints/
-# Every pin but those of torch and of the one package that torch pins itself, which are Debian's here.
-# Dependencies before code, for the layer cache.
+# A layer of its own: it is large and changes least. From an index named for torch, torch alone.
+ARG TORCH_INDEX_URL=
+RUN pip install --no-cache-dir -c constraints/dev.txt \
+    ${TORCH_INDEX_URL:+--no-deps --index-url "$TORCH_INDEX_URL"} torch
+COPY pyproject.toml README.md LICENSE ./
+# Dependencies before code, so that a change of code reuses the layer.
 RUN mkdir model_store service compress loadtest \
-    && grep -vE '^(torch|sympy)==' constraints/dev.txt > /tmp/pins.txt \
-    && python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' >> /tmp/pins.txt \
-    && pip install --no-cache-dir -c /tmp/pins.txt '.[compress]' \
+    && pip install --no-cache-dir -c constraints/dev.txt '.[compress]' \
     && pip uninstall --yes slimrank
 COPY model_store/ model_store/
 COPY compress/ compress/
