@@ -414,10 +414,7 @@ def golden_scores(
 ) -> list[float]:
     """What the plain torch ranker answers to a golden request."""
     ids = request["candidates"]["ids"]
-    given = request["candidates"].get("features")
-    if given is None:
-        given = _joined(dataset, ranker.features, ids)
-    given = {str(dataset.schema.item_id): ids, **given}
+    given = _with_catalogue(dataset, ranker.features, request["candidates"])
     asked = {**request["user"], **request["context"]}
     columns = {
         name: encoder.encode([asked[name]] if encoder.spec.request_side else given[name])
@@ -427,21 +424,28 @@ def golden_scores(
     return [float(score) for score in torch_scores(ranker, feeds)]
 
 
-def _joined(
-    dataset: Dataset, features: Sequence[FeatureSpec], ids: Sequence[str]
+def _with_catalogue(
+    dataset: Dataset, features: Sequence[FeatureSpec], candidates: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    # The catalogue's values of the candidates; all missing for an item that it does not hold.
+    """Item features as serving takes them: what is null or absent comes from the catalogue.
+
+    All are missing of an item that the catalogue does not hold.
+    """
+    ids, brought = candidates["ids"], dict(candidates.get("features", {}))
     catalogue, key = dataset.items, id_column(dataset.schema)
     if catalogue is None or key is None:
-        raise ExportError("candidates without features need a catalogue")
+        return brought | {str(dataset.schema.item_id): ids}
     rows = {token(value): row for row, value in enumerate(catalogue[key])}
     index = pl.Series([rows.get(text) for text in ids], dtype=pl.Int64)
-    found = catalogue.select(pl.all().gather(index))
-    return {
-        f.name: _column(found, f) if f.column in found.columns else [None] * len(ids)
-        for f in features
-        if not f.request_side and f.column != key
-    }
+    held = catalogue.select(pl.all().gather(index))
+    nothing = [None] * len(ids)
+    joined = {}
+    for f in features:
+        if not f.request_side:
+            stored = _column(held, f) if f.column in held.columns else nothing
+            pairs = zip(brought.get(f.name, nothing), stored, strict=True)
+            joined[f.name] = [old if new is None else new for new, old in pairs]
+    return joined | {str(dataset.schema.item_id): ids}
 
 
 def _write_json(path: Path, content: Any) -> None:

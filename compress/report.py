@@ -128,7 +128,7 @@ def interval(values: Sequence[float]) -> float:
     if len(values) == 1:
         return 0.0
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * stdev(values) / len(values) ** 0.5
+    return float(quantile * stdev(values) / len(values) ** 0.5)
 
 
 def comparison(card: Card) -> list[Row]:
@@ -138,7 +138,7 @@ def comparison(card: Card) -> list[Row]:
             f"{label} (mean of {len(card.results)})" if len(card.results) > 1 else label,
             f"{mean(card, 'dense', metric):.5f}",
             f"{mean(card, 'slim', metric):.5f}",
-            f"{mean(card, 'slim', metric) - mean(card, 'dense', metric):+.5f}",
+            _change(card, metric),
         )
         for metric, label in (("auc", "AUC"), ("logloss", "log loss"), ("accuracy", "accuracy"))
         if card.results
@@ -153,8 +153,16 @@ def comparison(card: Card) -> list[Row]:
     rows += [Row(what, f"{a:,}", f"{b:,}", _share(a, b)) for what, a, b in costs]
     if dense.us_per_request and slim.us_per_request:
         a, b = dense.us_per_request, slim.us_per_request
-        rows.append(Row("µs a request", f"{a:,.1f}", f"{b:,.1f}", f"{a / b:.2f}x faster"))
+        rows.append(Row("µs a request", f"{a:,.1f}", f"{b:,.1f}", f"{a / b:.2f}x the speed"))
     return rows
+
+
+def _change(card: Card, metric: str) -> str:
+    # Paired by seed, so what seeds have in common cancels out.
+    pairs = zip(_by_seed(card, "slim", metric), _by_seed(card, "dense", metric), strict=True)
+    changes = [slim - dense for slim, dense in pairs]
+    spread = f" ± {interval(changes):.5f}" if len(changes) > 1 else ""
+    return f"{fmean(changes):+.5f}{spread}"
 
 
 def _graph_bytes(parts: Mapping[str, int]) -> int:
@@ -176,7 +184,7 @@ def tiles(card: Card) -> list[tuple[str, str]]:
         found.append(("of the graph's bytes", whole))
     if card.dense.us_per_request and card.slim.us_per_request:
         found.append(
-            ("faster a request", f"{card.dense.us_per_request / card.slim.us_per_request:.1f}x")
+            ("the speed, a request", f"{card.dense.us_per_request / card.slim.us_per_request:.1f}x")
         )
     return found
 
