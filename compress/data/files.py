@@ -28,7 +28,8 @@ from compress.data.cells import Rules, WrongType
 from compress.data.split import ROW, Cut, Split, resolve_cut
 
 CHUNK_ROWS: Final = 1 << 16
-BLOCK_BYTES: Final = 1 << 23  # of text read at once: about 32 k rows of Criteo
+# Of text read at once. The reader keeps up to 32 blocks in hand; larger ones measured slower.
+BLOCK_BYTES: Final = 1 << 20
 SUFFIXES: Final = (".parquet", ".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 _SHOWN: Final = 80  # characters of a bad cell in a message
 
@@ -115,7 +116,7 @@ class Files:
                 rows = np.arange(start, start + len(batch), dtype=np.int64)
                 start += len(batch)
                 if len(batch):
-                    yield _frame(batch, rows)
+                    yield _frame(pa.Table.from_batches([batch]), rows)
 
     def _text(self, path: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         self._require(path)
@@ -129,14 +130,16 @@ class Files:
             strings_can_be_null=True,
         )
         with _readable(path):
-            for batch in self._open(path, ragged, options):
-                if len(batch):
-                    frame = _frame(batch, ragged.rows(len(batch)))
+            with self._open(path, ragged, options) as reader:
+                for table in _gathered(reader):
+                    frame = self._decoded(path, table, ragged.rows(len(table)), tally)
                     if ragged.error is not None:  # a cell before it may be bad as well
                         frame = frame.filter(pl.col(ROW) + self._first_line < ragged.error.row)
-                    yield self._decoded(path, frame, tally)
-                if ragged.error is not None:
-                    raise ragged.error
+                    yield frame
+                    if ragged.error is not None:
+                        raise ragged.error
+            if ragged.error is not None:
+                raise ragged.error
 
     def _open(
         self, path: Path, ragged: "_Ragged", options: pa_csv.ConvertOptions | None = None
@@ -181,15 +184,22 @@ class Files:
     def _first_line(self) -> int:
         return 1 if self.names is not None else 2
 
-    def _decoded(self, path: Path, frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-        columns = list(self.rules.roles)
-        # Blank lines are no rows.
-        if len(columns) > 1:
-            frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
+    def _decoded(
+        self, path: Path, table: pa.Table, rows: NDArray[np.int64], tally: Tally
+    ) -> pl.DataFrame:
+        columns = table.column_names
         try:
-            return frame.with_columns(pl.col(columns).cast(pl.String))
-        except pl.exceptions.ComputeError:
-            good = pl.Series([all(map(_is_utf8, row)) for row in frame.select(columns).rows()])
+            frame = _frame(table.cast(pa.schema([(name, pa.string()) for name in columns])), rows)
+        except pa.ArrowInvalid:
+            frame = self._salvaged(path, _frame(table, rows), tally)
+        if len(columns) > 1:  # blank lines are no rows
+            frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
+        return frame
+
+    def _salvaged(self, path: Path, frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+        """The rows of bytes that are text."""
+        columns = list(self.rules.roles)
+        good = pl.Series([all(map(_is_utf8, row)) for row in frame.select(columns).rows()])
         if self.on_bad_cell == "error":
             index = int(good.arg_min() or 0)
             column = next(c for c in columns if not _is_utf8(frame[c][index]))
@@ -309,8 +319,20 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _frame(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pl.DataFrame:
-    return pl.DataFrame(pa.Table.from_batches([batch])).with_columns(pl.Series(ROW, rows))
+def _gathered(reader: pa_csv.CSVStreamingReader) -> Iterator[pa.Table]:
+    """Small blocks put together to `CHUNK_ROWS` or more, since each chunk has its fixed costs."""
+    batches: list[pa.RecordBatch] = []
+    for batch in reader:
+        batches.append(batch)
+        if sum(map(len, batches)) >= CHUNK_ROWS:
+            yield pa.Table.from_batches(batches)
+            batches = []
+    if any(map(len, batches)):
+        yield pa.Table.from_batches(batches)
+
+
+def _frame(table: pa.Table, rows: NDArray[np.int64]) -> pl.DataFrame:
+    return pl.DataFrame(table).with_columns(pl.Series(ROW, rows))
 
 
 def _is_utf8(cell: bytes | None) -> bool:
