@@ -50,7 +50,7 @@ say "ready after $SECONDS s, training and publishing included"
 
 ids=$("${compose[@]}" exec -T service python -c '
 import json, pathlib
-path = max(pathlib.Path("/srv/store/demo").glob("*/items/ids.json"))
+path = next(pathlib.Path("/srv/store/demo").rglob("items/ids.json"))
 print(json.dumps(json.loads(path.read_text())[:5]))')
 say "/rank of $ids:"
 rank
