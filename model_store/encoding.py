@@ -29,6 +29,7 @@ from model_store.manifest import (
 OOV: Final = 0
 MISSING: Final = 1
 FIRST: Final = 2
+LARGEST: Final = float(np.finfo(np.float32).max)
 
 Rows = NDArray[np.int32]
 Values = Sequence[Any] | NDArray[Any]
@@ -59,7 +60,8 @@ def token(value: Any) -> str | None:
 
 def hash_row(text: str, rows: int) -> int:
     """The row of a token in a hashed table of ``rows`` rows."""
-    return FIRST + crc32(text.encode()) % (rows - FIRST)
+    # Half a surrogate pair is no UTF-8, but it can come in JSON; it is a token like any other.
+    return FIRST + crc32(text.encode(errors="surrogatepass")) % (rows - FIRST)
 
 
 class Encoder(Protocol):
@@ -90,7 +92,7 @@ def _number(spec: FeatureSpec, index: int, value: Any, default: float | None) ->
         number = math.inf
     if math.isnan(number) and not isinstance(value, int):
         return math.nan if default is None else default
-    if not abs(number) <= float(np.finfo(np.float32).max):
+    if not abs(number) <= LARGEST:
         raise BadValue(spec.name, index, value, "a number within ±3.4e38")
     return number
 
@@ -105,7 +107,7 @@ def _numbers(spec: FeatureSpec, values: Values, default: float | None) -> NDArra
         numbers = column.astype(np.float64)
         if default is not None:
             numbers = np.where(np.isnan(numbers), default, numbers)
-        bad = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
+        bad = np.flatnonzero(np.abs(numbers) > LARGEST)
         if bad.size:
             raise BadValue(spec.name, int(bad[0]), column[bad[0]].item(), "a number within ±3.4e38")
         return numbers
@@ -119,7 +121,7 @@ def transformed(
     if transform == "log1p":
         x = np.log1p(np.maximum(x, 0.0))
     elif transform == "standardize":
-        x = (x - mean) / scale
+        x = np.clip((x - mean) / scale, -LARGEST, LARGEST)
     return x.astype(np.float32)
 
 
@@ -226,7 +228,7 @@ def make_encoder(spec: FeatureSpec, tokens: Sequence[str] | None = None) -> Enco
             return BucketEncoder(spec, spec.encoding)
         case HashEncoding():
             return CategoricalEncoder(spec, spec.encoding, None)
-        case VocabularyEncoding():
+        case _:
             if tokens is None:
                 raise ValueError(f"{spec.name}: a vocabulary encoding needs its tokens")
             vocabulary = {text: row for row, text in enumerate(tokens, start=FIRST)}

@@ -6,7 +6,7 @@ manifest and fills the graph's inputs by it; it never asks which architecture a 
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
@@ -32,7 +32,7 @@ class NumericEncoding(Frozen):
     type: Literal["numeric"] = "numeric"
     transform: Transform = "identity"
     mean: float = 0.0
-    scale: float = 1.0
+    scale: float = Field(default=1.0, gt=0)
     default: float = 0.0
 
 
@@ -59,6 +59,13 @@ class BucketEncoding(Frozen):
     type: Literal["buckets"] = "buckets"
     edges: tuple[float, ...]
     default: float | None = None
+
+    @field_validator("edges")
+    @classmethod
+    def _sorted(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if list(edges) != sorted(edges):
+            raise ValueError("expected edges in ascending order")
+        return edges
 
     @property
     def rows(self) -> int:

@@ -189,6 +189,12 @@ def test_the_default_store_is_a_folder_here(
     assert len(lines(capsys)) == 4
 
 
+def test_a_refusal_is_an_exit_code(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts see 1, and nothing on the standard output."""
+    assert run(store, "delete", "ctr@2") == 1
+    assert lines(capsys) == []
+
+
 def test_a_refusal_is_one_line(store: Path) -> None:
     """No traceback: what was expected, what came, what to do; exit code 1."""
     done = subprocess.run(

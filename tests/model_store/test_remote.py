@@ -260,6 +260,21 @@ def test_versions_are_published_once_on_every_file_system(
     assert store.open("ctr@1").bundle.digest == first.digest
 
 
+@pytest.mark.parametrize("kind", [Bucket, NoCreate, Strict])
+def test_a_claim_holds_on_every_file_system(
+    kind: type[Bucket], make_store: Callable[..., Store], make_bundle: Callable[..., Bundle]
+) -> None:
+    """A version that somebody began to upload is not begun again with another content."""
+    bucket = kind()
+    store = make_store(bucket)
+    first, second = make_bundle("first"), make_bundle("second", graph=b"second")
+    store.publish(first.root, "ctr", "1")
+    bucket.rm_file(f"/bucket/store/ctr/versions/1/{MANIFEST_FILE}")
+
+    with pytest.raises(BundleExists):
+        store.publish(second.root, "ctr", "1")
+
+
 def test_a_writer_who_was_overtaken_sees_it(
     make_store: Callable[..., Store], bundle: Bundle
 ) -> None:
