@@ -1,9 +1,10 @@
 """The composition root: settings in, an ASGI application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from service.settings import Settings, shared_metrics
 
 VERSION: Final = "0.1.0"
 FOLLOW_AGAIN_S: Final = 1.0
+CANCEL_AGAIN_S: Final = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -223,25 +225,35 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     if not parts.keys.required:
         log.warning("no keys are configured: everybody may rank, activate and read metrics")
     await parts.loader.load_all()
-    follower = asyncio.create_task(_follow(parts))
+    every_s = parts.settings.store_poll_s
+    followers = [asyncio.create_task(_for_ever(parts.loader.follow_cache))]
+    if every_s > 0:
+        follow_store = partial(parts.loader.follow_store, every_s)
+        followers.append(asyncio.create_task(_for_ever(follow_store)))
     try:
         yield
     finally:
-        follower.cancel()
-        with suppress(asyncio.CancelledError):
-            await follower
+        for follower in followers:
+            await _stop(follower)
         await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 
 
-async def _follow(parts: Parts) -> None:
-    """Follow the store as long as the service runs, whatever happens in between."""
+async def _for_ever(follow: Callable[[], Awaitable[None]]) -> None:
+    """Follow as long as the service runs, whatever happens in between."""
     while True:
         try:
-            await parts.loader.follow(parts.settings.store_poll_s)
+            await follow()
         except Exception:  # the edge: a worker that stops following goes stale in silence
-            log.exception("following the store failed; trying again")
+            log.exception("following failed; trying again")
         await asyncio.sleep(FOLLOW_AGAIN_S)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    # A cancellation can get lost on its way: redis-py drops one that comes while it connects.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

@@ -283,20 +283,15 @@ class Loader:
             log.error("model not loaded", model=slot.ref, reason=fault, still_serving=serving)
         slot.fault = fault
 
-    async def follow(self, poll_s: float) -> None:
-        """Sync when the cache says that something was activated, and every ``poll_s`` seconds."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_cache())
-            if poll_s > 0:
-                tasks.create_task(self._poll(poll_s))
-
-    async def _poll(self, poll_s: float) -> None:
+    async def follow_store(self, every_s: float) -> None:
+        """Sync every so many seconds, for ever."""
         while True:
-            await asyncio.sleep(poll_s)
+            await asyncio.sleep(every_s)
             await self.sync()
             self._metrics.cache_up.set(self._cache.up)
 
-    async def _follow_cache(self) -> None:
+    async def follow_cache(self) -> None:
+        """Sync when the cache says that something was activated, for ever."""
         async with aclosing(self._cache.watch()) as changes:
             async for _ in changes:
                 await self.sync()

@@ -315,7 +315,9 @@ async def test_keys_open_what_their_scopes_say(
 async def test_health_asks_for_no_key(serve: Serve) -> None:
     """Orchestrators probe without one."""
     async with serve(keys=KEYS) as client:
-        replies = [await client.get(path) for path in ("/livez", "/readyz", "/openapi.json", "/docs")]
+        replies = [
+            await client.get(path) for path in ("/livez", "/readyz", "/openapi.json", "/docs")
+        ]
 
     assert [reply.status_code for reply in replies] == [200, 200, 200, 200]
 
@@ -409,7 +411,9 @@ async def test_websockets_are_refused_by_the_application_behind(serve: Serve) ->
 
     async with serve() as client:
         await client.service(
-            {"type": "websocket", "path": "/rank", "headers": [], "query_string": b""}, receive, send
+            {"type": "websocket", "path": "/rank", "headers": [], "query_string": b""},
+            receive,
+            send,
         )
 
     assert [message["type"] for message in sent] == ["websocket.close"]

@@ -230,7 +230,7 @@ async def test_top_k_keeps_the_best_and_is_clipped(serve: Serve) -> None:
 
 
 async def test_the_shape_columns_answers_two_parallel_lists(serve: Serve) -> None:
-    """ids and scores in place of items; cold only where some item is."""
+    """Ids and scores in place of items; cold only where some item is."""
     async with serve() as client:
         items = await ranked(client, ["i1", "i99"])
         columns = await ranked(client, ["i1", "i99"], shape="columns")

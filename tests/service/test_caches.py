@@ -1,0 +1,236 @@
+"""What every cache must hold to, over the registry; and Redis coming and going."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from service.caches import CACHES, CacheOptions, TableCache, UnknownCache, open_cache
+from service.caches.memory import KEPT
+from service.caches.redis import CHUNK_BYTES
+from service.errors import CacheUnavailable
+from tests.service.conftest import Serve
+
+pytestmark = pytest.mark.anyio
+
+OPTIONS = CacheOptions(timeout_s=2.0, ttl_s=60, poll_s=0.02)
+ONE, TWO = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
+PLAIN = sorted(set(CACHES) - {"rediss"})  # TLS is Redis with another socket
+
+
+@pytest.fixture(params=PLAIN)
+def url(request: pytest.FixtureRequest) -> str:
+    """Where a cache of each scheme is."""
+    if request.param == "redis":
+        return str(request.getfixturevalue("empty_redis").url)
+    return f"{request.param}://"
+
+
+@asynccontextmanager
+async def opened(url: str, options: CacheOptions = OPTIONS) -> AsyncIterator[TableCache]:
+    """A cache, closed afterwards."""
+    cache = open_cache(url, options)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
+async def test_what_is_put_is_got_back(url: str) -> None:
+    """Whole, of any size, with its names; also what is empty."""
+    blobs = {"ids": b"[]", "empty": b"", "tensor:x:<i4": bytes(range(256)) * 10_000}
+    async with opened(url) as cache:
+        assert not await cache.has(ONE)
+        await cache.put(ONE, blobs)
+
+        assert await cache.has(ONE)
+        assert {k: bytes(v) for k, v in (await cache.get(ONE) or {}).items()} == blobs
+        assert cache.up
+
+
+async def test_what_was_not_put_is_a_miss(url: str) -> None:
+    """None, not an error."""
+    async with opened(url) as cache:
+        assert await cache.get(ONE) is None
+
+
+async def test_two_digests_live_side_by_side(url: str) -> None:
+    """A swap invalidates nothing."""
+    async with opened(url) as cache:
+        await cache.put(ONE, {"a": b"1"})
+        await cache.put(TWO, {"a": b"2"})
+
+        assert bytes((await cache.get(ONE) or {})["a"]) == b"1"
+        assert bytes((await cache.get(TWO) or {})["a"]) == b"2"
+
+
+async def test_views_may_be_put(url: str) -> None:
+    """Tensors come as views of memory that is never copied by the service."""
+    async with opened(url) as cache:
+        await cache.put(ONE, {"a": memoryview(b"abc")})
+
+        assert bytes((await cache.get(ONE) or {})["a"]) == b"abc"
+
+
+async def test_watching_wakes_at_the_start_and_on_every_activation(url: str) -> None:
+    """No announcement is lost to who watches."""
+    async with opened(url) as cache, aclosing(cache.watch()) as changes, asyncio.timeout(20):
+        await anext(changes)
+        if url.startswith("redis"):
+            await anext(changes)  # connected
+        for version in ("1", "2"):
+            await cache.announce("ctr", version)
+            await anext(changes)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("http://host", "no cache for http"),
+        ("memory://host", "expected memory://"),
+        ("redis://host:port", "a redis:// cache"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused(bad: str, said: str) -> None:
+    """Before anything is served, naming what there is."""
+    with pytest.raises(UnknownCache, match=said):
+        open_cache(bad, OPTIONS)
+
+
+async def test_memory_keeps_the_last_few_bundles() -> None:
+    """Those asked for longest ago go first."""
+    async with opened("memory://") as cache:
+        for number in range(KEPT):
+            await cache.put(f"sha256:{number}", {})
+        await cache.get("sha256:0")
+        await cache.put("sha256:new", {})
+
+        assert await cache.has("sha256:0")
+        assert not await cache.has("sha256:1")
+
+
+@pytest.mark.parametrize("harm", ["chunk", "manifest", "format", "lost"])
+async def test_a_damaged_table_in_redis_is_a_miss(empty_redis: Any, harm: str) -> None:
+    """Sizes and sha256 are checked: what does not fit is loaded from the bundle again."""
+    key = f"slimrank:{{{'1' * 64}}}"
+    async with opened(empty_redis.url) as cache:
+        await cache.put(ONE, {"a": b"x" * (CHUNK_BYTES + 1)})
+        with empty_redis.client() as client:
+            match harm:
+                case "chunk":
+                    client.set(f"{key}:a:1", b"y")
+                case "lost":
+                    client.delete(f"{key}:a:0")
+                case "manifest":
+                    client.set(f"{key}:manifest", b"{")
+                case "format":
+                    client.set(f"{key}:manifest", b'{"format": 99, "blobs": {}}')
+
+        assert await cache.get(ONE) is None
+
+
+async def test_tables_in_redis_expire_unless_they_are_used(empty_redis: Any) -> None:
+    """Every key has a time to live, renewed on each read."""
+    async with opened(empty_redis.url) as cache:
+        await cache.put(ONE, {"a": b"x"})
+        with empty_redis.client() as client:
+            for key in client.keys("slimrank:*"):
+                client.expire(key, 5)
+            await cache.get(ONE)
+
+            assert {client.ttl(key) > 5 for key in client.keys("slimrank:*")} == {True}
+
+
+async def test_redis_away_is_told_by_every_operation(free_port: int) -> None:
+    """CacheUnavailable, at once, and not up."""
+    async with opened(f"redis://127.0.0.1:{free_port}") as cache:
+        for operation in (
+            cache.get(ONE),
+            cache.has(ONE),
+            cache.put(ONE, {}),
+            cache.announce("m", "1"),
+        ):
+            with pytest.raises(CacheUnavailable):
+                await operation
+
+        assert not cache.up
+
+
+async def test_watching_survives_an_outage(empty_redis: Any) -> None:
+    """It wakes when Redis is back: something may have been missed."""
+    async with opened(empty_redis.url) as cache, aclosing(cache.watch()) as changes:
+        async with asyncio.timeout(20):
+            await anext(changes)
+            await anext(changes)
+            waiting = asyncio.ensure_future(anext(changes))
+            await asyncio.to_thread(empty_redis.stop)
+            while cache.up:
+                with suppress(CacheUnavailable):
+                    await cache.has(ONE)
+            await asyncio.to_thread(empty_redis.start)
+            await waiting
+
+        assert cache.up
+
+
+async def test_the_service_fills_redis_and_loads_from_it(serve: Serve, empty_redis: Any) -> None:
+    """The first replica misses and puts; the second one hits, and ranks the same."""
+    async with serve(cache=empty_redis.url) as client:
+        first = (await client.rank(["i1", "x"])).json()["items"]
+        filled = (await client.get("/metrics")).text
+    async with serve(cache=empty_redis.url) as client:
+        second = (await client.rank(["i1", "x"], explain="features")).json()["items"]
+        loaded = (await client.get("/metrics")).text
+
+    assert 'slimrank_cache_operations_total{outcome="miss"} 1.0' in filled
+    assert 'slimrank_cache_operations_total{outcome="put"} 1.0' in filled
+    assert 'slimrank_cache_operations_total{outcome="hit"} 1.0' in loaded
+    assert [(i["id"], i["score"]) for i in first] == [(i["id"], i["score"]) for i in second]
+    assert second[0]["features"]["price"] == {"value": 1.0, "source": "store"}
+
+
+async def test_a_table_in_redis_that_makes_no_sense_is_not_used(
+    serve: Serve, empty_redis: Any, store: Any
+) -> None:
+    """Right checksums over nonsense: the bundle's own is loaded."""
+    digest = store.open("ctr@1").bundle.digest
+    async with opened(empty_redis.url) as cache:
+        await cache.put(digest, {"ids": b"3"})
+    async with serve(cache=empty_redis.url) as client:
+        reply = await client.rank(["i1"])
+
+    assert "cold" not in reply.json()["items"][0]
+
+
+async def test_an_activation_reaches_other_replicas_through_redis(
+    serve: Serve, empty_redis: Any
+) -> None:
+    """With the store's polling off, the signal alone makes the other one follow."""
+    async with serve(cache=empty_redis.url) as one, serve(cache=empty_redis.url) as other:
+        await one.post("/models/ctr/activate", json={"version": "2"})
+        async with asyncio.timeout(20):
+            while (await other.rank(["i1"])).headers["x-model-version"] == "1":
+                await asyncio.sleep(0.01)
+
+
+async def test_the_service_starts_and_goes_on_without_redis(serve: Serve, empty_redis: Any) -> None:
+    """No request fails while Redis is away; it is noted, and filled again once it is back."""
+    await asyncio.to_thread(empty_redis.stop)
+    async with serve(cache=empty_redis.url, cache_poll_s=0.02, store_poll_s=0.02) as client:
+        statuses = {(await client.rank(["i1"])).status_code}
+        ready = await client.get("/readyz")
+        activated = await client.post("/models/ctr/activate", json={"version": "2"})
+        await asyncio.to_thread(empty_redis.start)
+        with empty_redis.client() as redis:
+            async with asyncio.timeout(30):
+                while not redis.keys("slimrank:*:manifest"):
+                    statuses.add((await client.rank(["i1"])).status_code)
+                    await asyncio.sleep(0.01)
+                while (await client.get("/readyz")).json()["notes"]:
+                    await asyncio.sleep(0.01)
+
+    assert statuses == {200}
+    assert (ready.status_code, [n["code"] for n in ready.json()["notes"]]) == (200, ["cache_down"])
+    assert activated.status_code == 200
