@@ -69,6 +69,9 @@ HISTORY_ROWS = 500
 SENSITIVITY_ROWS = 4096
 SENSITIVITY_BATCHES = 8
 TINY = 1e-30
+TINY_PRICE = 1e-8
+LEEWAY = 0.1
+ZEROED = 1e-3  # of its norm, what is left of a group that the proximal steps have zeroed
 FIELDS = "fields"
 
 
@@ -87,10 +90,12 @@ class UmecConfig(Frozen):
         norms: what a group's norm is measured in. ``weights``: as the paper. ``energy``: in shares
             of its layer's, so that one η1 and η3 fit all. ``loss``: in the loss that its removal
             costs by a second-order estimate, so that layers compare.
-        s_scale: ``groups``: one s step is the same number of groups in each layer, as the paper;
-            ``share``: the same share of each layer.
-        s_lr: None: large enough to pass through all of s within ``reach`` of the steps.
-        z_damping: once the budget is met, z is no larger than what keeps s from growing further.
+        s_steps: ``paper``: η2 groups at most, in any layer. ``scaled``: η2 of each layer's groups,
+            and no less while s may move, so that ``reach`` holds.
+        reach: the part of the steps in which s may pass from none to all, unless ``s_lr`` is given.
+        prox_lr: None: zeroes what was chosen by `reach` in the steps that are left.
+        y_start: 0 as the paper; over 0 the norms steer s from the first step on.
+        z_damping: see `damped`; needs y over 0.
         unit: hidden widths shrink by multiples of it.
     """
 
@@ -104,8 +109,8 @@ class UmecConfig(Frozen):
     embedding_lr: float = Option(default=0.0, ge=0.0)
     distill: DistillConfig = DistillConfig(weight=0.5)
     norms: Literal["weights", "energy", "loss"] = "loss"
-    s_scale: Literal["groups", "share"] = "share"
-    prox_lr: float = Option(default=0.1, gt=0.0)
+    s_steps: Literal["paper", "scaled"] = "scaled"
+    prox_lr: float | None = Option(default=None, gt=0.0)
     s_lr: float | None = Option(default=None, gt=0.0)
     reach: float = Option(default=0.5, gt=0.0, le=1.0)
     y_start: float = Option(default=1.0, ge=0.0)
@@ -219,16 +224,20 @@ def s_gradient(y: Vector, z: float, next_energy: Vector, slope: Vector) -> Vecto
     return y * next_energy + z * slope
 
 
-def s_step(s: Vector, gradient: Vector, upper: Vector, scale: Vector, lr: float) -> Vector:
+def s_step(
+    s: Vector, gradient: Vector, upper: Vector, scale: Vector, lr: float, *, full: bool
+) -> Vector:
     """One projected step of s, at most ``lr`` of ``scale`` in each layer.
 
-    At a bound, what points out of the box does not count; the rest is scaled to at most 1 in the
-    maximum norm.
+    At a bound, what points out of the box does not count. The rest is scaled to at most 1 in the
+    maximum norm; if ``full``, so that the fastest growing layer takes a whole step, for else one
+    layer that wavers between two counts would hold up all others.
     """
     g = gradient * scale
     g = np.where(s >= upper, np.maximum(g, 0.0), g)
     g = np.where(s <= 0.0, np.minimum(g, 0.0), g)
-    g = g / max(1.0, float(np.abs(g).max(initial=0.0)))
+    fastest = float((-g).max(initial=0.0)) if full else max(1.0, float(np.abs(g).max(initial=0.0)))
+    g = np.clip(g / (fastest or 1.0), -1.0, 1.0)
     return np.clip(s - lr * scale * g, 0.0, upper)
 
 
@@ -248,16 +257,26 @@ def dual_step(
     return DualVariables(y, max(duals.z + z_lr * excess, 0.0))
 
 
-def damped(duals: DualVariables, next_energy: Vector, slope: Vector) -> DualVariables:
-    """Lower z to where s stops growing in at least one layer.
+def damped(
+    duals: DualVariables,
+    next_energy: Vector,
+    slope: Vector,
+    open_: NDArray[np.bool_],
+    *,
+    over: bool,
+) -> DualVariables:
+    """Cap z by the layers' own prices, y_l·(next energy)/(-∂R/∂s_l), of those that may still grow.
 
-    While R is over the budget z piles up; without this s would overshoot until z is paid back.
+    Over the budget the cap is just over the dearest: the layer whose groups cost most per FLOP
+    hardly moves until the others have caught up. Within the budget it is the cheapest: no layer
+    grows, and z, which has piled up by then, cannot carry s past the budget.
     """
-    counted = slope < 0.0
+    counted = open_ & (slope < 0.0)
     if not counted.any():
         return duals
-    ceiling = float(((duals.y * next_energy)[counted] / -slope[counted]).max())
-    return DualVariables(duals.y, min(duals.z, ceiling))
+    prices = (duals.y * next_energy + TINY_PRICE)[counted] / -slope[counted]
+    cap = (1 + LEEWAY) * float(prices.max()) if over else float(prices.min())
+    return DualVariables(duals.y, min(duals.z, cap))
 
 
 def energies(groups: Groups) -> Tensor:
@@ -308,7 +327,7 @@ class Problem:
     @property
     def scale(self) -> Vector:
         """What a step of s is measured in."""
-        if self.config.s_scale == "groups":
+        if self.config.s_steps == "paper":
             return np.ones(len(self.groups))
         return np.array([float(g.count) for g in self.groups])
 
@@ -560,6 +579,9 @@ class _Run:
         batches = math.ceil(dataset.rows["train"] / self._train.batch_size)
         self._steps = batches * problem.config.epochs
         self._s_lr = problem.config.s_lr or 1.0 / (problem.config.reach * self._steps)
+        left = (1 - problem.config.reach) * self._steps + 1
+        price = max(problem.config.y_start, TINY_PRICE)
+        self._prox_lr = problem.config.prox_lr or -math.log(ZEROED) / (2 * price * left)
         zeros = np.zeros(len(problem.groups))
         self.state = _State(zeros, DualVariables(zeros + problem.config.y_start, 0.0))
 
@@ -592,13 +614,14 @@ class _Run:
         for groups, first, count, y in zip(
             problem.groups, order, counts, state.duals.y, strict=True
         ):
-            shrink(groups, first[:count], float(y), config.prox_lr)
+            shrink(groups, first[:count], float(y), self._prox_lr)
         # 3. s, by its gradient with ceil straight through.
         energy = [energies(groups) for groups in problem.groups]
         slope = problem.slope(problem.sizes(counts, order))
         ahead = _next_energies(problem.groups, energy, order, counts)
         gradient = s_gradient(state.duals.y, state.duals.z, ahead, slope)
-        state.s = s_step(state.s, gradient, problem.upper, problem.scale, self._s_lr)
+        full = config.s_steps == "scaled"
+        state.s = s_step(state.s, gradient, problem.upper, problem.scale, self._s_lr, full=full)
         # 4. and 5. y and z, by ascent at the new s.
         counts = problem.counts(state.s)
         violation = np.array(
@@ -607,9 +630,10 @@ class _Run:
         ratio = problem.resource.ratio(problem.sizes(counts, order))
         excess = ratio - config.flops_budget
         state.duals = dual_step(state.duals, violation, excess, config.y_lr, config.z_lr)
-        # 6. z, damped once the budget is met.
-        if config.z_damping and excess <= 0.0:
-            state.duals = damped(state.duals, ahead, slope)
+        # 6. z, damped.
+        if config.z_damping:
+            open_ = state.s < problem.upper
+            state.duals = damped(state.duals, ahead, slope, open_, over=excess > 0.0)
         state.step += 1
         self._record(float(loss.detach()), ratio, violation)
 
