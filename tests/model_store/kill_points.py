@@ -1,7 +1,7 @@
 """Kills a writer of a local store before each of its file operations, and looks at what is left.
 
-A program of its own, as it forks: `kill_points ACTION STORE BUNDLE FOLDER`. It prints
-how many points it killed at; it fails where a store was left in a state that is not allowed.
+A program of its own, as it forks: `kill_points ACTION STORE BUNDLE FOLDER`. It prints how many
+points it killed at; it fails where a store was left in a state that is not allowed.
 """
 
 import os
@@ -15,10 +15,11 @@ from pathlib import Path
 from model_store.durable import LOCK_FILE, STAGING_FOLDER
 from model_store.store import Store, open_store
 
-# Audit events are raised by the interpreter: the code under test knows nothing of this.
+# What the interpreter calls to change a file system; the code under test knows nothing of this.
 OPERATIONS = frozenset(
-    {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock"}
-)
+    {"open", "write", "flush", "sendfile", "fsync", "close", "flock", "mkdir", "rename", "replace",
+     "unlink", "remove", "rmdir"}
+)  # fmt: skip
 ACTIONS: dict[str, Callable[[Store, Path], object]] = {
     "publish": lambda store, bundle: store.publish(bundle, "ctr"),
     "first": lambda store, bundle: store.publish(bundle, "new"),
@@ -42,15 +43,14 @@ def kill_before(nth: int) -> None:
     """Kill this process, as by kill -9, before its nth file operation from here on."""
     seen = 0
 
-    def hook(event: str, _: object) -> None:
+    def watch(_frame: object, event: str, function: object) -> None:
         nonlocal seen
-        if event not in OPERATIONS:
-            return
-        seen += 1
-        if seen == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "c_call" and getattr(function, "__name__", "") in OPERATIONS:
+            seen += 1
+            if seen == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hook)
+    sys.setprofile(watch)
 
 
 def killed(action: Callable[[], object], nth: int) -> bool:

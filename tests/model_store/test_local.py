@@ -64,12 +64,12 @@ def at_once(call: Callable[[int], object]) -> list[object]:
 @pytest.mark.parametrize(
     ("action", "points"),
     [
-        ("alias", 5),
-        ("rollback", 5),
-        ("delete", 15),
-        ("gc", 15),
-        ("publish", 40),
-        pytest.param("first", 40, marks=pytest.mark.slow),
+        ("alias", 10),
+        ("rollback", 10),
+        ("delete", 30),
+        ("gc", 30),
+        ("publish", 100),
+        pytest.param("first", 100, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_at_any_point_leaves_the_store_valid(
