@@ -266,9 +266,9 @@ def test_an_unreadable_manifest_is_refused(bundle: Bundle, raw: bytes, complaint
 def test_an_unknown_field_is_refused(bundle: Bundle) -> None:
     """Within one format version, a field that the reader does not know is a mistake."""
     path = bundle.root / MANIFEST_FILE
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), "grpah": "model.onnx"}))
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "graphs": "model.onnx"}))
 
-    with pytest.raises(ManifestInvalid, match="grpah: Extra inputs are not permitted"):
+    with pytest.raises(ManifestInvalid, match="graphs: Extra inputs are not permitted"):
         open_bundle(bundle.root)
 
 

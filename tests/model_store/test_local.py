@@ -68,8 +68,8 @@ def at_once(call: Callable[[int], object]) -> list[object]:
         ("rollback", 10),
         ("delete", 30),
         ("gc", 30),
-        ("publish", 100),
-        pytest.param("first", 100, marks=pytest.mark.slow),
+        ("publish", 80),
+        pytest.param("first", 80, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_at_any_point_leaves_the_store_valid(

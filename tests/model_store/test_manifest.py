@@ -2,20 +2,28 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from model_store import errors
+from model_store.errors import StoreError
 from model_store.manifest import (
     BucketEncoding,
+    DataSpec,
     FeatureSpec,
     FileEntry,
     HashEncoding,
+    ItemTableSpec,
     Manifest,
     NumericEncoding,
+    TensorSpec,
     VocabularyEncoding,
 )
+
+FORMAT_PAGE = (Path(__file__).parents[2] / "docs/bundle-format.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -77,3 +85,26 @@ def test_the_store_brings_in_numpy_and_pydantic_only() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [Manifest, FeatureSpec, FileEntry, NumericEncoding, VocabularyEncoding, HashEncoding,
+     BucketEncoding, TensorSpec, ItemTableSpec, DataSpec],
+)  # fmt: skip
+def test_every_field_is_documented(record: type[BaseModel]) -> None:
+    """docs/bundle-format.md names each field of the format."""
+    missing = [field for field in record.model_fields if f"`{field}`" not in FORMAT_PAGE]
+
+    assert missing == []
+
+
+def test_every_error_is_documented() -> None:
+    """The page says what each error means, and what to do."""
+    names = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, StoreError) and value is not StoreError
+    ]
+
+    assert [name for name in names if f"`{name}`" not in FORMAT_PAGE] == []

@@ -20,7 +20,7 @@ from model_store.store import Store
 class Bucket(MemoryFileSystem):
     """An object store of one's own, that notes writes and lets a test step in between."""
 
-    cachable = False
+    cachable = False  # codespell:ignore cachable
 
     def __init__(self) -> None:
         super().__init__()
