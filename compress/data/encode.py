@@ -14,11 +14,14 @@ memory that grows with the distinct tokens of the vocabularies; hashed features 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import polars as pl
@@ -36,6 +39,7 @@ from model_store.manifest import FeatureSpec, Frozen, InputName, NumericEncoding
 LAYOUT: Final = 1  # of the files; part of their key, so an older layout is never read
 BLOCK_ROWS: Final = 1 << 13
 WINDOW_BLOCKS: Final = 32
+ENCODING_THREADS: Final = 2  # each holds a chunk
 INPUTS: Final[tuple[InputName, ...]] = (
     "request_numeric",
     "request_ids",
@@ -44,6 +48,8 @@ INPUTS: Final[tuple[InputName, ...]] = (
 )
 
 Words = NDArray[np.int32]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +184,16 @@ def fit(
 ) -> tuple[list[FeatureSpec], dict[str, list[str]]]:
     """The features, placed, and the vocabularies, from the training rows."""
     fitters: dict[str, Fitter] = {c.name: make_fitter(c) for c in schema.columns}
-    rows = 0
-    for _, frame in source.chunks(("train",)):
+
+    def counted(chunk: tuple[Part, pl.DataFrame]) -> int:
         for column in schema.columns:
-            fitters[column.name].update(frame[column.column])
-        rows += len(frame)
+            fitters[column.name].update(chunk[1][column.column])
+        return len(chunk[1])
+
+    rows = 0
+    # One thread, so that chunks are counted one after the other.
+    for count in _ahead(counted, source.chunks(("train",)), threads=1):
+        rows += count
         progress.step("fit encodings", rows, None)
     features, tokens = [], {}
     for column in schema.columns:
@@ -263,14 +274,12 @@ def _encode_tokens(encoder: CategoricalEncoder, series: pl.Series) -> Words:
     """Rows of single values: (n,)."""
     if series.dtype == pl.String:
         # A set of categories of its own, so that nothing stays behind when the chunk is done.
-        codes = series.cast(pl.Categorical(pl.Categories.random()))
-        known = codes.drop_nulls().unique()
-        index = known.to_physical().to_numpy()
-        table = np.zeros(int(index.max(initial=0)) + 2, np.int32)
-        table[index] = _rows(encoder, known.cast(pl.String))
-        table[-1] = encoder.row(None)
-        physical = codes.to_physical().fill_null(len(table) - 1)
-        return np.asarray(table[physical.to_numpy()])
+        physical = series.cast(pl.Categorical(pl.Categories.random())).to_physical()
+        codes = (physical.cast(pl.Int64) + 1).fill_null(0).to_numpy()  # 0: missing
+        place = np.zeros(codes.max(initial=0) + 1, np.int64)
+        place[codes] = np.arange(len(codes))
+        table = np.append(encoder.row(None), _rows(encoder, series.gather(place[1:])))
+        return np.asarray(table[codes], np.int32)
     series = series.fill_nan(None) if series.dtype.is_float() else series
     distinct = series.unique()
     pairs = pl.DataFrame({"value": distinct, "row": _rows(encoder, distinct)})
@@ -285,7 +294,7 @@ def _rows(encoder: CategoricalEncoder, distinct: pl.Series) -> Words:
     values, vocabulary = distinct.to_list(), encoder.vocabulary
     if vocabulary is not None and distinct.dtype == pl.String and not distinct.has_nulls():
         # What `row` does with a string, without a call for each.
-        return np.fromiter((vocabulary.get(v, OOV) for v in values), np.int32, len(values))
+        return np.fromiter(map(vocabulary.get, values, repeat(OOV)), np.int32, len(values))
     return np.fromiter(map(encoder.row, values), np.int32, len(values))
 
 
@@ -313,20 +322,25 @@ def labels(schema: Schema, frame: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def _encode(source: Source, schema: Schema, folder: Path, progress: Progress) -> None:
+    """Fit and encode into an empty folder."""
     features, tokens = fit(source, schema, progress)
     (folder / "vocab").mkdir()
     for name, known in tokens.items():
         (folder / "vocab" / f"{name}.json").write_text(json.dumps(known, ensure_ascii=False))
     encoders = {f.name: make_encoder(f, tokens.get(f.name)) for f in features}
+
+    def encoded(chunk: tuple[Part, pl.DataFrame]) -> tuple[Part, Words]:
+        part, frame = chunk
+        return part, _words(frame, schema, features, encoders)
+
     rows, positives = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     tally = Tally()
     with ExitStack() as stack:
         files = {part: stack.enter_context((folder / f"{part}.bin").open("wb")) for part in PARTS}
-        for part, frame in source.chunks(PARTS, tally):
-            label = labels(schema, frame)
-            files[part].write(_words(frame, features, encoders, label).data)
-            rows[part] += len(frame)
-            positives[part] += int(label.sum())
+        for part, words in _ahead(encoded, source.chunks(PARTS, tally), ENCODING_THREADS):
+            files[part].write(words.data)
+            rows[part] += len(words)
+            positives[part] += int(words[:, -1].view(np.float32).sum())
             progress.step("encode", sum(rows.values()), None)
         for file in files.values():
             file.flush()
@@ -339,18 +353,31 @@ def _encode(source: Source, schema: Schema, folder: Path, progress: Progress) ->
 
 def _words(
     frame: pl.DataFrame,
+    schema: Schema,
     features: Sequence[FeatureSpec],
     encoders: Mapping[str, Encoder],
-    label: NDArray[np.float32],
 ) -> Words:
+    """A chunk's encoded rows: (n, W)."""
     try:
         inputs = encode_frame(frame, features, encoders)
     except BadValue as error:
         raise DataError(
             f"{error.feature}: expected {error.expected}, got {error.value!r}"
         ) from error
-    columns = [inputs[name].view(np.int32) for name in INPUTS]
-    return np.hstack([*columns, label[:, None].view(np.int32)])
+    label = labels(schema, frame)[:, None]
+    return np.hstack([*(inputs[name].view(np.int32) for name in INPUTS), label.view(np.int32)])
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Map in order, some items ahead: they are read here while others are worked on."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _complete(folder: Path) -> bool:

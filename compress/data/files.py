@@ -192,7 +192,7 @@ class Files:
             frame = _frame(table.cast(pa.schema([(name, pa.string()) for name in columns])), rows)
         except pa.ArrowInvalid:
             frame = self._salvaged(path, _frame(table, rows), tally)
-        if len(columns) > 1:  # blank lines are no rows
+        if len(columns) > 1 and frame[columns[0]].has_nulls():  # blank lines are no rows
             frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
         return frame
 

@@ -66,7 +66,8 @@ class Cut:
         """The rows of ``frame`` that belong to the part."""
         low, high = self.bounds(part)
         values = frame[self.column].cast(pl.Float64)
-        return frame.filter((values >= low) & (values < high))
+        inside = (values >= low) & (values < high)
+        return frame if inside.all() else frame.filter(inside)
 
 
 def seconds(moment: Moment) -> float:
