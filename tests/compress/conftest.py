@@ -1,17 +1,32 @@
 """What the rankers' tests share: features of every kind, inputs, a data set of clicks."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from compress.config import ExportConfig
 from compress.data.base import Part
-from compress.data.encode import Batch, place, widths
+from compress.data.encode import Batch, Dataset, place, prepare, widths
+from compress.data.synthetic import Synthetic, SyntheticConfig
+from compress.export import export
+from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Inputs, Ranker
-from model_store.manifest import FeatureSpec, HashEncoding, NumericEncoding
+from compress.rankers.base import Inputs, Keep, Ranker
+from compress.slim import slim
+from model_store.bundle import Bundle
+from model_store.manifest import (
+    Card,
+    FeatureSpec,
+    HashEncoding,
+    NumericEncoding,
+    Quality,
+    Resources,
+    SeedResult,
+)
 
 SMALL: dict[str, dict[str, Any]] = {"dlrm": {"top": (12, 9)}, "dcnv2": {"deep": (12, 9)}}
 CASES = [
@@ -136,3 +151,94 @@ def draw() -> Callable[..., Inputs]:
         return Inputs(**parts)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Made-up clicks with a catalogue, features of every kind on both sides, and empty cells."""
+    source = Synthetic(SyntheticConfig(rows=3000, seed=3, catalogue=60))
+    return prepare(source, tmp_path_factory.mktemp("data"), Silent())
+
+
+@pytest.fixture(scope="session")
+def slimmed(dataset: Dataset) -> Ranker:
+    """An untrained ranker without the fields ``u_noise1`` and ``i_tags``."""
+    config = RANKERS["dlrm"].Config(dim=4, bottom=(6,), top=(12, 9))
+    dense = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(0))
+    gone = {"u_noise1", "i_tags"}
+    kept = tuple(field.name for field in dense.fields if field.name not in gone)
+    return slim(dense, Keep(kept, {"top.0": tuple(range(8))})).eval()
+
+
+@pytest.fixture(scope="session")
+def card() -> Card:
+    """A card with two seeds."""
+    qualities = [
+        Quality(auc=auc, logloss=0.5, accuracy=0.7, rows=300) for auc in (0.7, 0.69, 0.71, 0.705)
+    ]
+    return Card(
+        method="umec",
+        ranker="dlrm",
+        seed=1,
+        results=(
+            SeedResult(seed=1, dense=qualities[0], slim=qualities[1]),
+            SeedResult(seed=2, dense=qualities[2], slim=qualities[3]),
+        ),
+        dense=Resources(
+            flops=1000,
+            flops_parts={"bottom_request": 100, "top": 900},
+            bytes={"embedding tables": 4000, "mlp": 900, "graph": 100, "vocab": 50},
+            parameters=1200,
+            us_per_request=80.0,
+        ),
+        slim=Resources(
+            flops=100,
+            flops_parts={"bottom_request": 20, "top": 80},
+            bytes={"embedding tables": 400, "mlp": 90, "graph": 80, "vocab": 30},
+            parameters=120,
+            us_per_request=20.0,
+        ),
+        requested={"top_mlp": 0.1},
+        achieved={"top_mlp": 0.09},
+        kept_features=("u_segment",),
+        pruned_features=("i_tags",),
+        widths={"dense top": (12, 9), "slim top": (8, 9)},
+        data_hash="d" * 64,
+        tools={"torch": "2"},
+        notes=("a note",),
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(
+    dataset: Dataset, slimmed: Ranker, card: Card, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """A sealed bundle of ``slimmed``. Read only: it is shared by the whole session."""
+    history = {
+        "train": [
+            {"step": 0, "epoch": 0.0, "train_loss": None, "logloss": 0.7, "auc": 0.5},
+            {"step": 9, "epoch": 1.0, "train_loss": 0.6, "logloss": 0.6, "auc": 0.6},
+        ],
+        "finetune": [{"step": 0, "epoch": 0.0, "train_loss": None, "logloss": 0.6, "auc": 0.6}],
+        "method": [
+            {"step": 1, "ratio": 1.0, "z": 0.0, "s.fields": 0.0, "y.fields": 0.0},
+            {"step": 2, "ratio": 0.1, "z": 0.5, "s.fields": 2.0, "y.fields": 0.1},
+        ],
+    }
+    return export(
+        slimmed,
+        dataset,
+        tmp_path_factory.mktemp("bundle"),
+        name="ctr",
+        card=card,
+        options=ExportConfig(golden_requests=3, golden_candidates=10),
+        history=history,
+    )
+
+
+@pytest.fixture
+def test_rows(dataset: Dataset, tmp_path: Path) -> Path:
+    """The raw test part as a parquet file."""
+    path = tmp_path / "test.parquet"
+    next(iter(dataset.raw("test"))).write_parquet(path)
+    return path

@@ -1,0 +1,60 @@
+"""torch, the split graph (R = 1 and R = N) and the plain graph agree, for every ranker."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress.data.encode import Dataset, encode_frame
+from compress.export import export_plain, export_split, real_rows, torch_scores
+from compress.graph import Feeds, GraphSession, one_request, repeat_request
+from compress.rankers import RANKERS
+from compress.rankers.base import Keep, Ranker
+from compress.slim import slim
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "dlrm": [{"interaction": "cat"}, {"interaction": "dot"}],
+    "dcnv2": [{"structure": "parallel"}, {"structure": "stacked", "rank": 3}],
+}
+DENSE = [(name, options, False) for name in RANKERS for options in OPTIONS.get(name, [{}])]
+SLIM = [(name, OPTIONS.get(name, [{}])[0], True) for name in RANKERS]
+ROWS = 50
+
+
+def feeds_of(ranker: Ranker, dataset: Dataset) -> dict[Any, Any]:
+    """Real rows as a ranker's inputs."""
+    inputs = encode_frame(real_rows(dataset, ROWS), ranker.features, dataset.encoders())
+    return {name: array for name, array in inputs.items() if array.shape[1]}
+
+
+def slimmed(ranker: Ranker) -> Ranker:
+    """The ranker without every third field."""
+    kept = tuple(field.name for i, field in enumerate(ranker.fields) if i % 3)
+    return slim(ranker, Keep(kept, {})).eval()
+
+
+@pytest.mark.parametrize(("name", "options", "slimming"), [*DENSE, *SLIM], ids=str)
+def test_graphs_score_as_torch(
+    name: str, options: dict[str, Any], slimming: bool, dataset: Dataset, tmp_path: Path
+):
+    """Five ways to the same scores, on the same rows, to 1e-6."""
+    config = RANKERS[name].Config(dim=4, bottom=(6, 5), **options)
+    ranker = RANKERS[name](dataset.features, config, torch.Generator().manual_seed(1)).eval()
+    ranker = slimmed(ranker) if slimming else ranker
+    feeds = feeds_of(ranker, dataset)
+    once = one_request(feeds)
+    repeated = repeat_request(once, ROWS)
+
+    export_split(ranker, tmp_path / "split.onnx")
+    export_plain(ranker, tmp_path / "plain.onnx")
+    split, plain = (GraphSession(tmp_path / f"{kind}.onnx") for kind in ("split", "plain"))
+
+    def agrees(session: GraphSession, given: Feeds, rows: Feeds) -> None:
+        np.testing.assert_allclose(session.run(given), torch_scores(ranker, rows), atol=1e-6)
+
+    agrees(split, feeds, feeds)
+    agrees(plain, feeds, feeds)
+    agrees(split, once, repeated)
+    agrees(plain, once, repeated)
