@@ -7,8 +7,8 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  (to be caught; nothing is unpickled)
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -42,9 +42,9 @@ def load(path: Path | None, run: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, BadZipFile, EOFError) as error:
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
         raise ConfigError(
-            f"{path}: not a checkpoint that can be read ({error}); delete it to start afresh"
+            f"{path}: not a checkpoint, or a damaged one; delete it to start afresh"
         ) from error
     theirs, ours = json.loads(saved["run"]), json.loads(json.dumps(run, sort_keys=True))
     if theirs != ours:

@@ -107,6 +107,12 @@ class Clicks:
             )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Threads cost more than they bring on rankers this small, the more on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def clicks() -> Callable[..., Clicks]:
     """Makes data sets."""
