@@ -228,9 +228,9 @@ class Loader:
     async def sync(self) -> None:
         """Take in what the store's aliases name now. Failures are logged and told, never raised."""
         for slot in self.slots:
-            if not slot.lock.locked():
-                async with slot.lock:
-                    await self._follow_alias(slot)
+            # Wait, do not pass by: what runs may have read the alias before it was moved.
+            async with slot.lock:
+                await self._follow_alias(slot)
 
     async def _follow_alias(self, slot: Slot) -> None:
         if slot.ranking is not None and not slot.follows:

@@ -1,9 +1,7 @@
 """Checks cells against what their columns should hold. Pure: says what is wrong, does nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -62,25 +60,20 @@ class Rules:
         Raises:
             WrongType: a column can hold no such cells at all.
         """
-        values = [self._value(name, frame.schema[name]) for name in self.roles]
-        faults = [self._fault(name, frame.schema[name]) for name in self.roles]
-        known = [fault for fault in faults if fault is not None]
-        bad = reduce(or_, known, pl.lit(value=False))
-        flags = frame.select(bad.alias("bad")).to_series()
-        if len(flags) != len(frame):  # no cell can be bad: one flag for all
-            flags = pl.repeat(False, len(frame), eager=True)
-        return frame.with_columns(values), flags
+        values = frame.with_columns(self._value(name, frame.schema[name]) for name in self.roles)
+        bad = pl.repeat(False, len(frame), eager=True)
+        for name, faults in self._faults(frame, values):
+            bad = bad | faults
+        return values.with_columns(pl.col(self._numbers).fill_nan(None)), bad
 
     def first_wrong(self, frame: pl.DataFrame) -> Wrong:
         """The bad cell that comes first, by row and then by the order of the roles."""
-        found = []
-        for name in self.roles:
-            fault = self._fault(name, frame.schema[name])
-            index = None if fault is None else frame.select(fault.arg_true()).to_series()
-            if index is not None and len(index):
-                found.append((int(index[0]), name))
-        index_, name = min(found, key=lambda place: place[0])
-        return Wrong(index_, name, frame[name][index_], self.expected(self.roles[name]))
+        values = frame.with_columns(self._value(name, frame.schema[name]) for name in self.roles)
+        found = [
+            (int(f.arg_max() or 0), name) for name, f in self._faults(frame, values) if f.any()
+        ]
+        index, name = min(found, key=lambda place: place[0])
+        return Wrong(index, name, frame[name][index], self.expected(self.roles[name]))
 
     def expected(self, role: Role) -> str:
         """What a cell of a role should hold, in words."""
@@ -98,11 +91,9 @@ class Rules:
 
     def _value(self, name: str, dtype: pl.DataType) -> pl.Expr:
         role, column = self.roles[name], pl.col(name)
-        if role in {"numeric", "label", "time"}:
-            return self._number(name, dtype).fill_nan(None).alias(name)
-        if isinstance(dtype, pl.Categorical | pl.Enum):
-            return column.cast(pl.String)
-        if dtype == pl.Null:
+        if name in self._numbers:
+            return self._number(name, dtype)
+        if dtype == pl.Null or isinstance(dtype, pl.Categorical | pl.Enum):
             return column.cast(pl.String)
         if has_tokens(dtype) or (
             role == "multi" and isinstance(dtype, pl.List) and has_tokens(dtype.inner)
@@ -123,22 +114,23 @@ class Rules:
             return column.cast(pl.Float64, strict=False)
         raise self._wrong_type(name, dtype)
 
-    def _fault(self, name: str, dtype: pl.DataType) -> pl.Expr | None:
-        """Whether a cell is bad, for those columns that can hold a bad one."""
-        role = self.roles[name]
-        if role in {"categorical", "multi"} or (role == "numeric" and dtype.is_integer()):
-            return None
-        value = self._number(name, dtype)
-        match role:
-            case "numeric":
-                lost = value.is_null() & pl.col(name).is_not_null()
-                return (
-                    lost | (value.abs() > FLOAT32_MAX).fill_null(value=False) & value.is_not_nan()
-                )
-            case "label" if self.positive_from is None:
-                return ~((value == 0.0) | (value == 1.0)).fill_null(value=False)
-            case _:
-                return ~value.is_finite().fill_null(value=False)
+    def _faults(self, raw: pl.DataFrame, values: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
+        """Which cells are bad, for those columns that hold numbers."""
+        for name in self._numbers:
+            value = values[name]
+            match self.roles[name]:
+                case "numeric":
+                    lost = value.is_null() & raw[name].is_not_null()
+                    large = value.is_not_nan() & (value.abs() > FLOAT32_MAX)
+                    yield name, lost | large.fill_null(value=False)
+                case "label" if self.positive_from is None:
+                    yield name, ~((value == 0.0) | (value == 1.0)).fill_null(value=False)
+                case _:
+                    yield name, ~value.is_finite().fill_null(value=False)
+
+    @property
+    def _numbers(self) -> list[str]:
+        return [name for name, role in self.roles.items() if role in {"numeric", "label", "time"}]
 
     def _wrong_type(self, name: str, dtype: pl.DataType) -> WrongType:
         return WrongType(

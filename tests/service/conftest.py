@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -306,6 +306,13 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
         await task
 
 
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what another process or task brings about; there is nothing to be woken by."""
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 class Client(httpx2.AsyncClient):
     """A client of a service in this process."""
 
@@ -314,6 +321,12 @@ class Client(httpx2.AsyncClient):
     async def rank(self, candidates: Any, **fields: Any) -> httpx2.Response:
         """POST /rank."""
         return await self.post("/rank", json={"candidates": candidates, **fields})
+
+    async def version(self, model: str = "ctr") -> str:
+        """The version that answers a ranking, which must succeed."""
+        reply = await self.rank(["i1"], model=model)
+        assert reply.status_code == 200, reply.text
+        return str(reply.headers["x-model-version"])
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Client]]

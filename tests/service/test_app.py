@@ -60,8 +60,9 @@ async def test_a_reply_tells_version_and_times_in_headers(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nul", b'{"candidates": [NaN]}', b'{"candidates": ["i1"], "user": {"a": Infinity}}',
-        b"\xff", b'{"candidates": ["\xff"]}', b'\xef\xbb\xbf{"candidates": []}', b'{"candidates": []} x',
+        b"", b"{", b"nul", b"\xff", b'{"candidates": []} x', b'\xef\xbb\xbf{"candidates": []}',
+        b'{"candidates": [NaN]}', b'{"candidates": [], "user": {"a": Infinity}}',
+        b'{"candidates": ["\xff"]}',
         b'{"candidates": ["\\ud800"]}', b'{"top_k": "3", "candidates": [}',
         b'{"candidates": [], "user": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
         b'{"top_k": "3", "user": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
@@ -423,7 +424,7 @@ async def test_a_start_without_any_model_fails_and_says_why(store: Store) -> Non
     """The server is told that the start failed; no stack, and no half service."""
     service = create_app(Settings(store=store.url, models=("nothing",)))
 
-    with pytest.raises(AssertionError, match="startup.failed"):
+    with pytest.raises(AssertionError, match=r"startup\.failed"):
         async with lifespan(service):
             pass
 

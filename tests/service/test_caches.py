@@ -11,7 +11,7 @@ from service.caches import CACHES, CacheOptions, TableCache, UnknownCache, open_
 from service.caches.memory import KEPT
 from service.caches.redis import CHUNK_BYTES
 from service.errors import CacheUnavailable
-from tests.service.conftest import Serve
+from tests.service.conftest import Serve, until
 
 pytestmark = pytest.mark.anyio
 
@@ -210,9 +210,11 @@ async def test_an_activation_reaches_other_replicas_through_redis(
     """With the store's polling off, the signal alone makes the other one follow."""
     async with serve(cache=empty_redis.url) as one, serve(cache=empty_redis.url) as other:
         await one.post("/models/ctr/activate", json={"version": "2"})
-        async with asyncio.timeout(20):
-            while (await other.rank(["i1"])).headers["x-model-version"] == "1":
-                await asyncio.sleep(0.01)
+
+        async def followed() -> bool:
+            return await other.version() == "2"
+
+        await until(followed)
 
 
 async def test_the_service_starts_and_goes_on_without_redis(serve: Serve, empty_redis: Any) -> None:
@@ -224,12 +226,13 @@ async def test_the_service_starts_and_goes_on_without_redis(serve: Serve, empty_
         activated = await client.post("/models/ctr/activate", json={"version": "2"})
         await asyncio.to_thread(empty_redis.start)
         with empty_redis.client() as redis:
-            async with asyncio.timeout(30):
-                while not redis.keys("slimrank:*:manifest"):
-                    statuses.add((await client.rank(["i1"])).status_code)
-                    await asyncio.sleep(0.01)
-                while (await client.get("/readyz")).json()["notes"]:
-                    await asyncio.sleep(0.01)
+
+            async def filled() -> bool:
+                statuses.add((await client.rank(["i1"])).status_code)
+                noted = (await client.get("/readyz")).json()["notes"]
+                return bool(redis.keys("slimrank:*:manifest")) and not noted
+
+            await until(filled)
 
     assert statuses == {200}
     assert (ready.status_code, [n["code"] for n in ready.json()["notes"]]) == (200, ["cache_down"])

@@ -333,7 +333,7 @@ async def test_a_bundle_without_catalogue_ranks_what_requests_bring(
         ({"context": {"decade": "nineties"}}, "/context/decade"),
         ({"candidates": [{"id": "i1"}, {"id": "i2", "features": {"price": "x"}}]},
          "/candidates/1/features/price"),
-        ({"candidates": {"ids": ["i1", "i2", "i2", "i3"], "features": {"price": [1, None, 3, "x"]}}},
+        ({"candidates": {"ids": ["a", "b", "b", "c"], "features": {"price": [1, None, 3, "x"]}}},
          "/candidates/features/price/3"),
         ({"candidates": {"ids": ["i1"], "features": {"genres": [{"a": 1}]}}},
          "/candidates/features/genres/0"),

@@ -1,0 +1,76 @@
+"""Settings: what the environment says, and what it may not say."""
+
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsInvalid, load_settings
+
+
+def test_variables_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists are comma-separated; numbers are parsed."""
+    monkeypatch.setenv("SLIMRANK_MODELS", "ctr@prod, session ,")
+    monkeypatch.setenv("SLIMRANK_PORT", "9000")
+
+    settings = load_settings()
+
+    assert (settings.models, settings.port) == (("ctr@prod", "session"), 9000)
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A mistyped name would otherwise be ignored in silence."""
+    monkeypatch.setenv("SLIMRANK_MODLES", "ctr")
+
+    with pytest.raises(SettingsInvalid, match="MODLES is not a setting; did you mean SLIMRANK_MOD"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "http", "SLIMRANK_PORT: Input should be a valid integer"),
+        ("WORKERS", "0", "SLIMRANK_WORKERS"),
+        ("CACHE", "localhost", "expected a URL like memory://"),
+        ("MODELS", "a,a", "listed twice"),
+        ("KEYS", "nope", "keys: not JSON"),
+        ("KEYS", "[]", "expected a JSON object"),
+        ("KEYS", "{}", "expected a JSON object"),
+        ("KEYS", '{"s3cret": ["rank"], "t": ["root"]}', "entry 2: expected a list of scopes among"),
+        ("KEYS", '{"s3cret": "rank"}', "entry 1"),
+        ("KEYS_FILE", "/no/such/file", "SLIMRANK_KEYS_FILE"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """By variable and reason, and without quoting a secret."""
+    monkeypatch.setenv(f"SLIMRANK_{name}", value)
+
+    with pytest.raises(SettingsInvalid, match=said) as caught:
+        load_settings()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_keys_come_from_a_file_or_from_a_variable_not_both(tmp_path: Path) -> None:
+    """Two sources would leave it open which one counts."""
+    file = tmp_path / "keys.json"
+    file.write_text('{"k": ["rank", "metrics"]}')
+
+    assert Settings(keys_file=file).api_keys() == {"k": frozenset({"rank", "metrics"})}
+    assert Settings().api_keys() == {}
+    with pytest.raises(ValueError, match="not both"):
+        Settings(keys_file=file, keys='{"k": ["rank"]}')
+
+
+def test_every_setting_is_described_and_frozen() -> None:
+    """The description is what docs/operations.md prints."""
+    assert all(field.description for field in Settings.model_fields.values())
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_keys_do_not_show_in_print() -> None:
+    """Whoever logs the settings logs no secret."""
+    assert "s3cret" not in repr(Settings(keys='{"s3cret": ["rank"]}'))
