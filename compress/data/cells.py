@@ -62,7 +62,7 @@ class Rules:
         """
         values = frame.with_columns(self._value(name, frame.schema[name]) for name in self.roles)
         bad = pl.repeat(False, len(frame), eager=True)
-        for name, faults in self._faults(frame, values):
+        for _, faults in self._faults(frame, values):
             bad = bad | faults
         return values.with_columns(pl.col(self._numbers).fill_nan(None)), bad
 
