@@ -210,6 +210,19 @@ def bottom_s_norm(energies: Tensor, k: int) -> float:
     return float(energies[bottom(energies, k)].sum())
 
 
+def next_energy(energies: Tensor, k: int) -> float:
+    """∂‖W‖²_⌈s⌉/∂s with ceil straight through: the (k + 1)-th least, or the largest if all go.
+
+    >>> next_energy(torch.tensor([4.0, 1.0, math.inf, 0.25]), 2)
+    4.0
+    >>> next_energy(torch.tensor([4.0, 1.0, math.inf, 0.25]), 3)
+    4.0
+    """
+    ranked = energies.sort().values
+    finite = int(ranked.isfinite().sum())
+    return float(ranked[min(k, finite - 1)]) if finite else 0.0
+
+
 def prox(columns: Tensor, price: float | Tensor, lr: float) -> Tensor:
     """argmin_W price·‖W‖² + ‖W - V‖²/(2·lr) = V / (1 + 2·lr·price).
 
@@ -219,9 +232,9 @@ def prox(columns: Tensor, price: float | Tensor, lr: float) -> Tensor:
     return columns / (1.0 + 2.0 * lr * price)
 
 
-def s_gradient(y: Vector, z: float, next_energy: Vector, slope: Vector) -> Vector:
-    """∂/∂s_l with ceil straight through: y_l·(energy of the next group to go) + z·∂R/∂s_l."""
-    return y * next_energy + z * slope
+def s_gradient(y: Vector, z: float, ahead: Vector, slope: Vector) -> Vector:
+    """∂/∂s_l: y_l·(energy of the next group to go) + z·∂R/∂s_l."""
+    return y * ahead + z * slope
 
 
 def s_step(
@@ -258,25 +271,97 @@ def dual_step(
 
 
 def damped(
-    duals: DualVariables,
-    next_energy: Vector,
-    slope: Vector,
-    open_: NDArray[np.bool_],
-    *,
-    over: bool,
+    duals: DualVariables, ahead: Vector, slope: Vector, may_grow: NDArray[np.bool_], *, over: bool
 ) -> DualVariables:
-    """Cap z by the layers' own prices, y_l·(next energy)/(-∂R/∂s_l), of those that may still grow.
+    """Cap z by the prices per FLOP, y_l·(energy of the next group)/(-∂R/∂s_l), of growing layers.
 
     Over the budget the cap is just over the dearest: the layer whose groups cost most per FLOP
     hardly moves until the others have caught up. Within the budget it is the cheapest: no layer
     grows, and z, which has piled up by then, cannot carry s past the budget.
     """
-    counted = open_ & (slope < 0.0)
+    counted = may_grow & (slope < 0.0)
     if not counted.any():
         return duals
-    prices = (duals.y * next_energy + TINY_PRICE)[counted] / -slope[counted]
+    prices = (duals.y * ahead + TINY_PRICE)[counted] / -slope[counted]
     cap = (1 + LEEWAY) * float(prices.max()) if over else float(prices.min())
     return DualVariables(duals.y, min(duals.z, cap))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Steps of s, y and z; see `UmecConfig`."""
+
+    s_lr: float
+    y_lr: float
+    z_lr: float
+    full: bool
+    damping: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """R(s) ≤ budget, and the box of s.
+
+    Attributes:
+        upper: (L,) s may not exceed.
+        scale: (L,) what a step of s is measured in.
+        counts: s -> ⌈s⌉.
+        ratio: ⌈s⌉ -> R.
+        slope: ⌈s⌉ -> ∂R/∂s (L,).
+    """
+
+    budget: float
+    upper: Vector
+    scale: Vector
+    counts: Callable[[Vector], list[int]]
+    ratio: Callable[[Sequence[int]], float]
+    slope: Callable[[Sequence[int]], Vector]
+
+
+@dataclass(frozen=True, slots=True)
+class Iterate:
+    """s and the prices after a step, and what they were judged by.
+
+    Attributes:
+        violation: (L,) ‖W_l‖²_{⌈s_l⌉}.
+        ratio: R(s).
+    """
+
+    s: Vector
+    duals: DualVariables
+    violation: Vector
+    ratio: float
+
+
+def advance(
+    s: Vector,
+    duals: DualVariables,
+    energies: Sequence[Tensor],
+    constraint: Constraint,
+    rates: Rates,
+) -> Iterate:
+    """Steps 3 to 6 of an iteration: s, then y and z at the new s, then z's cap.
+
+    Args:
+        s: (L,) sparsities.
+        duals: the prices.
+        energies: (G_l,) by layer, after W's steps; infinite for what must stay.
+        constraint: the budget.
+        rates: the steps.
+    """
+    counts = constraint.counts(s)
+    ahead = np.array([next_energy(e, k) for e, k in zip(energies, counts, strict=True)])
+    slope = constraint.slope(counts)
+    gradient = s_gradient(duals.y, duals.z, ahead, slope)
+    s = s_step(s, gradient, constraint.upper, constraint.scale, rates.s_lr, full=rates.full)
+    counts = constraint.counts(s)
+    violation = np.array([bottom_s_norm(e, k) for e, k in zip(energies, counts, strict=True)])
+    ratio = constraint.ratio(counts)
+    excess = ratio - constraint.budget
+    duals = dual_step(duals, violation, excess, rates.y_lr, rates.z_lr)
+    if rates.damping:
+        duals = damped(duals, ahead, slope, s < constraint.upper, over=excess > 0.0)
+    return Iterate(s, duals, violation, ratio)
 
 
 def energies(groups: Groups) -> Tensor:
@@ -331,9 +416,20 @@ class Problem:
             return np.ones(len(self.groups))
         return np.array([float(g.count) for g in self.groups])
 
-    def order(self) -> list[Tensor]:
-        """The groups of each layer, the first to go first; those that must stay last."""
-        return [torch.argsort(selectable(g, energies(g)), stable=True) for g in self.groups]
+    def energies(self) -> list[Tensor]:
+        """(G_l,) by layer; infinite for what must stay."""
+        return [selectable(groups, energies(groups)) for groups in self.groups]
+
+    def constraint(self, order: Sequence[Tensor]) -> Constraint:
+        """The budget as a function of s, if groups go in this order."""
+        return Constraint(
+            budget=self.config.flops_budget,
+            upper=self.upper,
+            scale=self.scale,
+            counts=self.counts,
+            ratio=lambda counts: self.resource.ratio(self.sizes(counts, order)),
+            slope=lambda counts: self.slope(self.sizes(counts, order)),
+        )
 
     def counts(self, s: Vector) -> list[int]:
         """⌈s⌉."""
@@ -578,10 +674,17 @@ class _Run:
         self._optimizers = Optimizers(problem.ranker, self._train)
         batches = math.ceil(dataset.rows["train"] / self._train.batch_size)
         self._steps = batches * problem.config.epochs
-        self._s_lr = problem.config.s_lr or 1.0 / (problem.config.reach * self._steps)
-        left = (1 - problem.config.reach) * self._steps + 1
-        price = max(problem.config.y_start, TINY_PRICE)
-        self._prox_lr = problem.config.prox_lr or -math.log(ZEROED) / (2 * price * left)
+        config = problem.config
+        self._rates = Rates(
+            s_lr=config.s_lr or 1.0 / (config.reach * self._steps),
+            y_lr=config.y_lr,
+            z_lr=config.z_lr,
+            full=config.s_steps == "scaled",
+            damping=config.z_damping,
+        )
+        # (1 + 2·η1·y)^-n = ZEROED for the n steps that are left once s has passed.
+        left, price = (1 - config.reach) * self._steps + 1, max(config.y_start, TINY_PRICE)
+        self._prox_lr = config.prox_lr or -math.log(ZEROED) / (2 * price * left)
         zeros = np.zeros(len(problem.groups))
         self.state = _State(zeros, DualVariables(zeros + problem.config.y_start, 0.0))
 
@@ -602,60 +705,42 @@ class _Run:
                 checkpoints.save(checkpoint, run, self._saved())
 
     def _step(self, batch: Batch) -> None:
-        problem, config, state = self._problem, self._problem.config, self.state
+        problem, state = self._problem, self.state
         # 1. W, gradient half: V = W - η1·∇loss(W), by the optimizer of training.
         self._optimizers.zero_grad()
         loss = self._objective.loss(batch)
         torch.autograd.backward(loss)
         self._optimizers.step()
         # 2. W, proximal half, on the ⌈s_l⌉ least groups of V.
-        order = problem.order()
-        counts = problem.counts(state.s)
-        for groups, first, count, y in zip(
-            problem.groups, order, counts, state.duals.y, strict=True
-        ):
-            shrink(groups, first[:count], float(y), self._prox_lr)
-        # 3. s, by its gradient with ceil straight through.
-        energy = [energies(groups) for groups in problem.groups]
-        slope = problem.slope(problem.sizes(counts, order))
-        ahead = _next_energies(problem.groups, energy, order, counts)
-        gradient = s_gradient(state.duals.y, state.duals.z, ahead, slope)
-        full = config.s_steps == "scaled"
-        state.s = s_step(state.s, gradient, problem.upper, problem.scale, self._s_lr, full=full)
-        # 4. and 5. y and z, by ascent at the new s.
-        counts = problem.counts(state.s)
-        violation = np.array(
-            [float(e[o[:k]].sum()) for e, o, k in zip(energy, order, counts, strict=True)]
+        counts, order = problem.counts(state.s), [bottom(e, len(e)) for e in problem.energies()]
+        for layer, groups in enumerate(problem.groups):
+            chosen = order[layer][: counts[layer]]
+            shrink(groups, chosen, float(state.duals.y[layer]), self._prox_lr)
+        # 3. to 6. s, y and z.
+        now = advance(
+            state.s, state.duals, problem.energies(), problem.constraint(order), self._rates
         )
-        ratio = problem.resource.ratio(problem.sizes(counts, order))
-        excess = ratio - config.flops_budget
-        state.duals = dual_step(state.duals, violation, excess, config.y_lr, config.z_lr)
-        # 6. z, damped.
-        if config.z_damping:
-            open_ = state.s < problem.upper
-            state.duals = damped(state.duals, ahead, slope, open_, over=excess > 0.0)
-        state.step += 1
-        self._record(float(loss.detach()), ratio, violation)
+        state.s, state.duals, state.step = now.s, now.duals, state.step + 1
+        self._record(float(loss.detach()), now)
 
-    def _record(self, loss: float, ratio: float, violation: Vector) -> None:
+    def _record(self, loss: float, now: Iterate) -> None:
         state = self.state
         if state.step % CHECK_EVERY == 0 or state.step == self._steps:
             check_finite(loss, state.step, "slim", self._train)
             self._progress.step(
-                "slim", state.step, self._steps, loss=loss, ratio=ratio, z=state.duals.z
+                "slim", state.step, self._steps, loss=loss, ratio=now.ratio, z=now.duals.z
             )
         if state.step % max(1, self._steps // HISTORY_ROWS) == 0 or state.step == self._steps:
-            row = {"step": float(state.step), "loss": loss, "ratio": ratio}
-            row["z"] = state.duals.z
+            row = {"step": float(state.step), "loss": loss, "ratio": now.ratio, "z": now.duals.z}
             for position, groups in enumerate(self._problem.groups):
-                row[f"s.{groups.name}"] = float(state.s[position])
-                row[f"y.{groups.name}"] = float(state.duals.y[position])
-                row[f"norm.{groups.name}"] = float(violation[position])
+                row[f"s.{groups.name}"] = float(now.s[position])
+                row[f"y.{groups.name}"] = float(now.duals.y[position])
+                row[f"norm.{groups.name}"] = float(now.violation[position])
             state.history.append(row)
 
     def within_budget(self) -> tuple[list[int], list[Tensor]]:
         """The final counts: those of s, mended to be just within the budget."""
-        order = self._problem.order()
+        order = [bottom(e, len(e)) for e in self._problem.energies()]
         return fit_budget(self._problem, self._problem.counts(self.state.s), order), order
 
     def _description(self) -> dict[str, Any]:
@@ -698,21 +783,6 @@ def shrink(groups: Groups, chosen: Tensor, y: float, lr: float) -> None:
     for reader in groups.readers:
         columns = reader.layer.weight.data[:, reader.start : reader.start + groups.columns]
         columns.copy_(prox(columns, by_column, lr))
-
-
-def _next_energies(
-    groups: Sequence[Groups],
-    energy: Sequence[Tensor],
-    order: Sequence[Tensor],
-    counts: Sequence[int],
-) -> Vector:
-    """(L,) energy of the (⌈s⌉ + 1)-th least group; of the largest one if all are chosen."""
-    return np.array(
-        [
-            float(e[o[min(k, g.count - 1)]])
-            for g, e, o, k in zip(groups, energy, order, counts, strict=True)
-        ]
-    )
 
 
 def fit_budget(problem: Problem, counts: Sequence[int], order: Sequence[Tensor]) -> list[int]:
