@@ -280,6 +280,7 @@ def export(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=GRAPH_FILE,
             scores="probability",
+            flops=sum(ranker.flops().values()),
             inputs=tuple(input_specs(ranker.features).values()),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=("N",)),),
             features=ranker.features,

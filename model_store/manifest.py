@@ -214,6 +214,8 @@ class Manifest(Frozen):
         item_id: the feature that is filled with the candidate's own id, if any.
         scores: what the graph's output means.
         golden: a JSON file of requests with the scores they must reproduce.
+        flops: of this bundle's graph per candidate row, request side included; serving predicts
+            from it how long a request takes.
         numerics: the precision of the graph ("fp32", "int8-static", ...).
     """
 
@@ -223,6 +225,7 @@ class Manifest(Frozen):
     graph: str
     scores: Literal["probability", "logit"]
     numerics: str = "fp32"
+    flops: int = Field(ge=0)
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[FeatureSpec, ...]

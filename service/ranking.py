@@ -62,7 +62,7 @@ class Ranking:
     ) -> None:
         self.manifest, self.digest, self.version = manifest, digest, version
         self.name = manifest.name
-        self.flops_per_candidate = manifest.card.slim.flops
+        self.flops_per_candidate = manifest.flops
         self.table = table
         self._plan, self._scorer = plan, scorer
 

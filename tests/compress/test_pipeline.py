@@ -153,6 +153,8 @@ def test_the_card_tells_what_was_achieved(outcome: Outcome):
     assert card.requested["top_mlp"] == 0.5
     assert card.achieved["top_mlp"] <= 0.5
     assert card.slim.flops < card.dense.flops
+    for kind, folder in folders_of(outcome).items():
+        assert open_bundle(folder).manifest.flops == getattr(card, kind).flops
     assert card.dense.us_per_request is not None
     assert set(card.tools) >= {"torch", "onnxruntime", "python"}
     assert len(card.data_hash) == 64

@@ -72,6 +72,7 @@ def manifest(name: str = "ctr", **changes: object) -> Manifest:
         created_at="2026-11-01T00:00:00Z",
         graph=GRAPH_FILE,
         scores="probability",
+        flops=5,
         inputs=(
             TensorSpec(name="request_numeric", dtype="float32", shape=("R", 1)),
             TensorSpec(name="request_ids", dtype="int32", shape=("R", 1)),

@@ -208,6 +208,7 @@ def write_bundle(
             created_at="2026-11-21T00:00:00+00:00",
             graph="model.onnx",
             scores="probability",
+            flops=flops,
             inputs=(
                 TensorSpec(name="request_numeric", dtype="float32", shape=("R", 2)),
                 TensorSpec(name="request_ids", dtype="int32", shape=("R", 2)),
