@@ -43,6 +43,8 @@ def run(
 
     plan = resolve(load(config, override or ()))
     try:
+        if notice := plan.source.notice():
+            print(notice, file=sys.stderr)
         with terminal() as progress:
             outcome = run_plan(plan, progress)
     except KeyboardInterrupt:

@@ -74,7 +74,7 @@ class Section(BaseModel):
 class ExportConfig(Frozen):
     """What goes into the bundles."""
 
-    golden_requests: int = Field(default=4, gt=0)
+    golden_requests: int = Field(default=16, gt=0)
     golden_candidates: int = Field(default=50, gt=0)
     timing_candidates: int = Field(default=200, gt=0)
 
