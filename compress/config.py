@@ -44,6 +44,7 @@ class TrainConfig(Frozen):
         lr_decay: factor on both rates after each such look.
         weight_decay: of the layers.
         embedding_l2: pulls on the rows of a batch.
+        ema_decay: over 0, what is judged and kept is the weights' moving average.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -55,6 +56,7 @@ class TrainConfig(Frozen):
     lr_decay: float = Field(default=1.0, gt=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     embedding_l2: float = Field(default=0.0, ge=0.0)
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     evaluations_per_epoch: int = Field(default=1, gt=0)
     distill: DistillConfig = DistillConfig()
 

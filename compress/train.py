@@ -26,6 +26,7 @@ from torch import Tensor
 
 from compress import checkpoint as checkpoints
 from compress import metrics
+from compress.averaging import Average
 from compress.config import CompressError, DistillConfig, TrainConfig
 from compress.data.base import Part
 from compress.data.encode import Batch
@@ -273,6 +274,8 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.ranker, self.config)
+        decay = self.config.ema_decay
+        self.average = Average(self.ranker, decay) if decay else None
         self._objective = Objective(
             self.ranker, self.dataset, self.config.distill, self.teacher, self.where
         )
@@ -305,7 +308,7 @@ class _Loop:
             self.optimizers.zero_grad()
             loss = self._objective.loss(batch)
             torch.autograd.backward(loss)
-            self.optimizers.step()
+            self._descend()
             total += loss.detach()
             self.batch += 1
             self.step += 1
@@ -320,12 +323,24 @@ class _Loop:
         self.look(total.item() / steps)
         self._tell(progress, stage, total.item() / steps, val_logloss=self.history[-1].logloss)
 
+    def _descend(self) -> None:
+        if self.average is None:
+            self.optimizers.step()
+            return
+        self.average.before_step()
+        self.optimizers.step()
+        self.average.after_step()
+
     def _tell(self, progress: Progress, stage: str, loss: float, **more: float) -> None:
         total = self._batches * self.config.epochs
         progress.step(stage, self.step, total, loss=loss, rows_s=self.rows_per_second, **more)
 
     def look(self, train_loss: float = math.nan) -> None:
         """Evaluate on validation; keep the weights if they are the best so far."""
+        with self._judged():
+            self._look(train_loss)
+
+    def _look(self, train_loss: float) -> None:
         scores, labels = predict(self.ranker, self.dataset, "validation")
         check_finite(float(scores.sum()), self.step, "validation", self.config)
         now = Evaluation(
@@ -343,9 +358,23 @@ class _Loop:
             self.optimizers.factor *= self.config.lr_decay
         self.history.append(now)
 
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """The ranker with the weights that count: their average, where one is taken."""
+        if self.average is None:
+            yield
+            return
+        moving = {k: v.clone() for k, v in self.ranker.state_dict().items()}
+        self.ranker.load_state_dict(moving | self.average.weights())
+        try:
+            yield
+        finally:
+            self.ranker.load_state_dict(moving)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {
+            "average": self.average.state_dict() if self.average else None,
             "ranker": self.ranker.state_dict(),
             "best": self.best_weights,
             "optimizers": self.optimizers.state_dict(),
@@ -359,6 +388,8 @@ class _Loop:
         self.ranker.load_state_dict(state["ranker"])
         self.best_weights = state["best"]
         self.optimizers.load_state_dict(state["optimizers"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         restore_random_state(state["random"], self.where)
         self.history = [Evaluation(**evaluation) for evaluation in state["history"]]
         self.epoch, self.batch, self.step, self.worse = state["counts"]

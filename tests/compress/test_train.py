@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from compress import metrics
+from compress.averaging import Average
 from compress.config import ConfigError, DistillConfig, TrainConfig
 from compress.distill import click_loss, distillation_loss
 from compress.optimizers import RowAdam, RowSgd
@@ -113,6 +114,52 @@ def test_learning_rates_fall_after_a_look_without_a_new_best(clicks: Make, build
     assert runs[1].history[-1].logloss < runs[0].history[-1].logloss
 
 
+def test_the_average_is_judged_and_kept(clicks: Make, build: Make) -> None:
+    """With `ema_decay`, the looks and the weights kept are the average's; steps are the same."""
+    data = clicks(600)
+    average = CONFIG.model_copy(update={"lr": 0.05, "ema_decay": 0.9})
+    last = average.model_copy(update={"ema_decay": 0.0})
+    rankers = [build("dlrm", {}, data.features) for _ in range(2)]
+    kept, moving = (
+        fit(r, data, c, 1, checkpoint=None, progress=Silent())
+        for r, c in zip(rankers, (average, last), strict=True)
+    )
+    scores, labels = predict(rankers[0], data, "validation")
+
+    assert [e.train_loss for e in kept.history[1:]] == [e.train_loss for e in moving.history[1:]]
+    assert metrics.logloss(labels, scores) == kept.best.logloss
+    assert kept.best.logloss != moving.best.logloss
+    assert kept.history[-1].logloss < moving.history[-1].logloss
+
+
+def test_rows_at_rest_are_averaged_as_if_each_step_had_moved_them(build: Make) -> None:
+    """The average that catches up is the one that all weights took part in at every step."""
+    ranker: Ranker = build("dlrm", {})
+    table, decay = ranker.table.weight, 0.8
+    average = Average(ranker, decay)
+    naive = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    rng = np.random.default_rng(0)
+    for step in range(20):
+        rows = torch.from_numpy(rng.integers(0, len(table), 3))
+        rows[1] = rows[0]  # a row named twice
+        values = torch.ones(3, table.shape[1])
+        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
+        average.before_step()
+        with torch.no_grad():
+            table[rows[1:]] += torch.from_numpy(rng.normal(size=(2, table.shape[1]))).float()
+            for p in ranker.top.parameters():
+                p.mul_(0.9)
+        average.after_step()
+        d = min(decay, (1 + step) / (10 + step))
+        for name, p in ranker.named_parameters():
+            naive[name] = d * naive[name] + (1 - d) * p.detach()
+        if step == 7:
+            average.weights()  # a look in between changes nothing
+
+    for name, weight in average.weights().items():
+        torch.testing.assert_close(weight, naive[name], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dlrm", "dcnv2"])
 def test_same_seed_same_bytes(clicks: Make, build: Make, name: str) -> None:
     """Weights after training are a function of the seed; dropout included."""
@@ -128,14 +175,14 @@ def test_same_seed_same_bytes(clicks: Make, build: Make, name: str) -> None:
     assert results[0] != results[2]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"ema_decay": 0.9}])
 @pytest.mark.parametrize("stopped_at", [1, 9, 14])
 def test_a_resumed_run_ends_in_the_same_bytes(
-    clicks: Make, build: Make, tmp_path: Path, optimizer: Any, stopped_at: int
+    clicks: Make, build: Make, tmp_path: Path, options: dict[str, Any], stopped_at: int
 ) -> None:
     """Stopped anywhere and started again, training gives what it would have given."""
     data = clicks(300)
-    config = CONFIG.model_copy(update={"optimizer": optimizer, "lr_decay": 0.5})
+    config = CONFIG.model_copy(update={**options, "lr_decay": 0.5})
     whole, broken = (build("dlrm", {"dropout": 0.2}, data.features) for _ in range(2))
     expected = fit(whole, data, config, 3, checkpoint=None, progress=Silent())
     file = tmp_path / "train.ckpt"
