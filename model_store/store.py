@@ -13,7 +13,7 @@ import errno
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
@@ -132,7 +132,7 @@ class Entry:
 
     Attributes:
         bytes: of all files, by the manifest.
-        problem: why the manifest cannot be read (the fields from it are empty then).
+        problem: why the manifest cannot be read (the fields from it are empty then), or an alias.
     """
 
     name: str
@@ -258,14 +258,14 @@ class Store:
         )
 
     def list(self) -> Entries:
-        """Every version of every bundle, damaged ones too."""
+        """Every version of every bundle, damaged ones too, and those of damaged aliases."""
         with self._explained("listing"):
-            return [
-                self._entry(name, version, aliases)
-                for name in self._names()
-                for aliases in [self._alias_names(name)]
-                for version in self._versions(name)
-            ]
+            return [entry for name in self._names() for entry in self._entries(name)]
+
+    def with_alias(self, alias: str) -> Names:
+        """The bundles that have an alias, a damaged one too."""
+        with self._explained("listing"):
+            return [n for n in self._names() if alias in self._alias_files(n)]
 
     def aliases(self, name: str) -> dict[str, str]:
         """The version that each alias of a bundle names."""
@@ -351,7 +351,8 @@ class Store:
         """
         with self._writing(name, f"deleting {name}@{version}") as versions:
             self._expect_version(name, version, versions)
-            if aliases := self._alias_names(name).get(version):
+            named = self._aliases(name).items()
+            if aliases := [alias for alias, record in named if record.version == version]:
                 raise VersionInUse(
                     f"{self.url}: {name}@{version} is named by {', '.join(aliases)}; move that "
                     "alias first"
@@ -463,6 +464,21 @@ class Store:
             )
         parse_manifest(raw, f"{self.url}: {name}@{version}")
 
+    def _entries(self, name: str) -> Entries:
+        """A bundle's versions. What a damaged alias named nobody knows: it is told of each."""
+        named: dict[str, tuple[str, ...]] = {}
+        problem: str | None = None
+        for alias in self._alias_files(name):
+            try:
+                record = self._alias(name, alias)
+            except BundleCorrupt as error:
+                problem = f"{error}"
+                continue
+            if record is not None:
+                named[record.version] = (*named.get(record.version, ()), alias)
+        entries = [self._entry(name, version, named) for version in self._versions(name)]
+        return [e if e.problem else replace(e, problem=problem) for e in entries]
+
     def _entry(self, name: str, version: str, aliases: AliasNames) -> Entry:
         named = aliases.get(version, ())
         raw = self._manifest(name, version)
@@ -491,15 +507,12 @@ class Store:
             ) from None
 
     def _aliases(self, name: str) -> dict[str, AliasRecord]:
-        files = self._storage.children(f"{name}/aliases")
-        found = {file: self._alias(name, file) for file in (f.removesuffix(".json") for f in files)}
+        found = {alias: self._alias(name, alias) for alias in self._alias_files(name)}
         return {alias: record for alias, record in found.items() if record is not None}
 
-    def _alias_names(self, name: str) -> AliasNames:
-        named: dict[str, tuple[str, ...]] = {}
-        for alias, record in self._aliases(name).items():
-            named[record.version] = (*named.get(record.version, ()), alias)
-        return named
+    def _alias_files(self, name: str) -> Names:
+        files = self._storage.children(f"{name}/aliases")
+        return [file.removesuffix(".json") for file in files if file.endswith(".json")]
 
     def _write_alias(self, name: str, alias: str, record: AliasRecord) -> None:
         text = f"{record.model_dump_json()}\n"

@@ -458,6 +458,27 @@ def test_a_damaged_alias_is_told_with_its_file(three: Store, files: Files) -> No
         three.open("ctr")
 
 
+def test_a_damaged_alias_leaves_the_list_whole(three: Store, files: Files, bundle: Bundle) -> None:
+    """Its bundle's versions are listed with the problem; other aliases and bundles as ever."""
+    files.write("ctr/aliases/slim.json", b"{}")
+    three.publish(bundle.root, "other")
+
+    *ctr, other = three.list()
+
+    assert [(e.version, e.aliases) for e in ctr] == [("1", ()), ("2", ("prod",)), ("3", ())]
+    assert all("aliases/slim.json is damaged" in f"{e.problem}" and e.digest for e in ctr)
+    assert (other.name, other.problem) == ("other", None)
+
+
+def test_bundles_are_found_by_an_alias(three: Store, files: Files, bundle: Bundle) -> None:
+    """By its file: one that is damaged counts, so that nobody overlooks it."""
+    three.publish(bundle.root, "bare")
+    three.publish(bundle.root, "broken")
+    files.write("broken/aliases/prod.json", b"{}")
+
+    assert three.with_alias("prod") == ["broken", "ctr"]
+
+
 def test_a_strange_file_among_the_aliases_is_no_alias(three: Store, files: Files) -> None:
     """Only what could be an alias is read as one."""
     files.write("ctr/aliases/7.json", b"{}")
