@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that `evaluate` and `--help` load no
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from compress.pipeline import Outcome
 
 REFUSED = 2  # the input cannot be used
+UNREAD = 1  # nobody reads on, as in `report … | head`
 GATED = 3  # compression cost more quality than the gate allows
 INTERRUPTED = 130
 
@@ -124,7 +126,14 @@ def main() -> None:
     from model_store.errors import StoreError
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
     except (CompressError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(REFUSED)

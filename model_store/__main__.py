@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,13 +19,19 @@ Command = Callable[[Store, argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 1 if the store refused, with one line that says why."""
+    """Run a command; 1 if the store refused, with one line that says why, or nobody reads on."""
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        return command(open_store(options.store, cache=options.cache), options)
+        code = command(open_store(options.store, cache=options.cache), options)
+        sys.stdout.flush()
     except StoreError as error:
         return _refused(error)
+    except BrokenPipeError:  # as in `list | head`
+        # Python flushes once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 def _refused(error: StoreError) -> int:

@@ -166,3 +166,21 @@ def test_a_mistake_is_one_message_and_exit_code_2(exported: Bundle, tmp_path: Pa
     assert "error: " in ended.stderr
     assert "none.csv" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error(exported: Bundle, tmp_path: Path):
+    """As in `report … | head`: no traceback, neither while printing nor at exit."""
+    # -E: print into a buffer, as everywhere but under PYTHONUNBUFFERED.
+    command = [sys.executable, "-E", "-m", "compress", "report", str(exported.root), "-O"]
+
+    with subprocess.Popen(
+        [*command, str(tmp_path / "report.html")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (said, process.returncode) == ("", 1)

@@ -210,6 +210,21 @@ def test_a_refusal_is_one_line(store: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", [["list"], ["show", "ctr"], ["verify"]])
+def test_a_reader_that_has_seen_enough_is_no_error(store: Path, command: list[str]) -> None:
+    """As in `list | head`: no traceback, neither while printing nor at exit."""
+    # -E: print into a buffer, as everywhere but under PYTHONUNBUFFERED.
+    with subprocess.Popen(
+        [sys.executable, "-E", "-m", "model_store", "--store", store, *command],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        said = process.stderr.read() if process.stderr else ""
+
+    assert (said, process.returncode) == ("", 1)
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (7.2e12, "7200.0 GB")],
