@@ -10,6 +10,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "SLIMRANK_"
+KEYS: Final = f"{PREFIX}KEYS"
+KEYS_FILE: Final = f"{PREFIX}KEYS_FILE"
 SCOPES: Final = frozenset({"rank", "admin", "metrics"})
 
 
@@ -168,34 +170,32 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_make_sense(self) -> Self:
         if self.keys is not None and self.keys_file is not None:
-            raise ValueError("set keys or keys_file, not both")
+            raise ValueError(f"set {KEYS} or {KEYS_FILE}, not both")
         self.api_keys()
         return self
 
     def api_keys(self) -> dict[str, frozenset[str]]:
         """API key -> scopes; empty while no keys are asked for."""
         if self.keys_file is not None:
-            text = self.keys_file.read_text(encoding="utf-8")
-        elif self.keys is not None:
-            text = self.keys.get_secret_value()
-        else:
-            return {}
-        return _parse_keys(text)
+            return _parse_keys(self.keys_file.read_bytes(), KEYS_FILE)
+        if self.keys is not None:
+            return _parse_keys(self.keys.get_secret_value(), KEYS)
+        return {}
 
 
-def _parse_keys(text: str) -> dict[str, frozenset[str]]:
+def _parse_keys(text: str | bytes, source: str) -> dict[str, frozenset[str]]:
     # No message here may quote the text: it holds secrets.
     try:
         value = json.loads(text)
     except ValueError:
-        raise ValueError("keys: not JSON") from None
+        raise ValueError(f"{source}: not JSON") from None
     if not isinstance(value, dict) or not value:
-        raise ValueError('keys: expected a JSON object like {"the-key": ["rank"]}')
+        raise ValueError(f'{source}: expected a JSON object like {{"the-key": ["rank"]}}')
     keys = {}
     for number, (key, scopes) in enumerate(value.items(), start=1):
-        if not key or not isinstance(scopes, list) or not SCOPES.issuperset(scopes):
+        if not key or not isinstance(scopes, list) or not SCOPES.issuperset(map(str, scopes)):
             known = ", ".join(sorted(SCOPES))
-            raise ValueError(f"keys: entry {number}: expected a list of scopes among {known}")
+            raise ValueError(f"{source}: entry {number}: expected a list of scopes among {known}")
         keys[key] = frozenset(scopes)
     return keys
 
@@ -217,13 +217,14 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise SettingsInvalid(_explain(error)) from None
     except OSError as error:
-        raise SettingsInvalid(f"{PREFIX}KEYS_FILE: {error}") from None
+        raise SettingsInvalid(f"{KEYS_FILE}: {error}") from None
 
 
 def _explain(error: ValidationError) -> str:
     # The input is left out: it may be a key.
     return "; ".join(
-        f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" if e["loc"] else str(e["msg"])
+        "".join(f"{PREFIX}{str(field).upper()}: " for field in e["loc"][:1])
+        + e["msg"].removeprefix("Value error, ")
         for e in error.errors(include_input=False, include_url=False)
     )
 

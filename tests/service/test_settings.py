@@ -32,13 +32,14 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
     [
         ("PORT", "http", "SLIMRANK_PORT: Input should be a valid integer"),
         ("WORKERS", "0", "SLIMRANK_WORKERS"),
-        ("CACHE", "localhost", "expected a URL like memory://"),
+        ("CACHE", "localhost", "^SLIMRANK_CACHE: expected a URL like memory://"),
         ("MODELS", "a,a", "listed twice"),
-        ("KEYS", "nope", "keys: not JSON"),
-        ("KEYS", "[]", "expected a JSON object"),
+        ("KEYS", "nope", "^SLIMRANK_KEYS: not JSON$"),
+        ("KEYS", "[]", "^SLIMRANK_KEYS: expected a JSON object"),
         ("KEYS", "{}", "expected a JSON object"),
         ("KEYS", '{"s3cret": ["rank"], "t": ["root"]}', "entry 2: expected a list of scopes among"),
-        ("KEYS", '{"s3cret": "rank"}', "entry 1"),
+        ("KEYS", '{"s3cret": "rank"}', "^SLIMRANK_KEYS: entry 1"),
+        ("KEYS", '{"s3cret": [["rank"]]}', "^SLIMRANK_KEYS: entry 1"),
         ("KEYS_FILE", "/no/such/file", "SLIMRANK_KEYS_FILE"),
     ],
 )
@@ -60,8 +61,20 @@ def test_keys_come_from_a_file_or_from_a_variable_not_both(tmp_path: Path) -> No
 
     assert Settings(keys_file=file).api_keys() == {"k": frozenset({"rank", "metrics"})}
     assert Settings().api_keys() == {}
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="set SLIMRANK_KEYS or SLIMRANK_KEYS_FILE, not both"):
         Settings(keys_file=file, keys='{"k": ["rank"]}')
+
+
+def test_a_file_of_keys_that_makes_no_sense_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own variable, and without quoting what is in it."""
+    file = tmp_path / "keys.json"
+    file.write_bytes(b"s3cret\xff")
+    monkeypatch.setenv("SLIMRANK_KEYS_FILE", f"{file}")
+
+    with pytest.raises(SettingsInvalid, match=r"^SLIMRANK_KEYS_FILE: not JSON$"):
+        load_settings()
 
 
 def test_every_setting_is_described_and_frozen() -> None:
