@@ -18,7 +18,14 @@ import structlog
 
 from model_store.bundle import Bundle
 from model_store.errors import BadReference, BundleNotFound, StoreError, VersionNotFound
-from model_store.store import AliasRecord, Entry, OpenedVersion, Store, parse_ref
+from model_store.store import (
+    DEFAULT_ALIAS,
+    AliasRecord,
+    Entry,
+    OpenedVersion,
+    Store,
+    parse_ref,
+)
 from service import errors
 from service.caches import TableCache
 from service.errors import (
@@ -165,7 +172,8 @@ class Loader:
         if selector and selector not in {slot.selector for slot in mine}:
             loaded = sorted(key for key in self._served if key and key.startswith(f"{name}@"))
             return errors.VersionNotFound(f"{ref!r} is not loaded; there are: {', '.join(loaded)}")
-        return errors.ModelNotReady(f"{ref!r} could not be loaded yet: {mine[0].fault}")
+        # Why stands in the log and in GET /models: it may name the store's path.
+        return errors.ModelNotReady(f"{ref!r} could not be loaded yet; GET /models says why")
 
     def _publish(self) -> None:
         """Make the slots' rankings what requests see."""
@@ -206,9 +214,9 @@ class Loader:
             raise NothingLoaded(f"no model can be served: {reasons}")
 
     def _all_prod(self) -> list[str]:
-        refs = sorted({entry.name for entry in self._store.list() if "prod" in entry.aliases})
+        refs = self._store.with_alias(DEFAULT_ALIAS)
         if not refs:
-            raise NothingLoaded(f"{self._store.url} holds no bundle with the alias prod")
+            raise NothingLoaded(f"{self._store.url} holds no bundle with the alias {DEFAULT_ALIAS}")
         return refs
 
     @staticmethod
@@ -316,12 +324,15 @@ class Loader:
 
         Raises:
             StoreError: it is not there, or damaged.
-            BundleRejected: its graph or its golden vectors do not fit.
+            BundleRejected: its graph or its golden vectors do not fit, or a file went meanwhile.
         """
         started = time.perf_counter()
         opened = await asyncio.to_thread(self._store.open, f"{name}@{version}")
-        table = await self._table(opened.bundle)
-        ranking = await asyncio.to_thread(_assemble, opened, table, self._tolerance)
+        try:
+            table = await self._table(opened.bundle)
+            ranking = await asyncio.to_thread(_assemble, opened, table, self._tolerance)
+        except OSError as error:
+            raise BundleRejected(f"it cannot be read: {error}") from error
         self._metrics.model_load_seconds.observe(time.perf_counter() - started)
         return ranking
 
@@ -411,7 +422,7 @@ class Loader:
         try:
             return await asyncio.to_thread(self._store.history, slot.name, slot.selector)
         except StoreError:
-            return None  # no alias yet, or a damaged one: setting it mends both
+            return None  # no alias yet; or a damaged one, and moving it will say so
 
     def _last_existing(self, name: str, versions: Sequence[str]) -> str:
         for version in reversed(versions):
@@ -482,9 +493,10 @@ def _assemble(opened: OpenedVersion, table: ItemTable | None, tolerance: float) 
         scorer = OrtScorer(bundle.path(manifest.graph), manifest.inputs, manifest.outputs)
         plan = FeaturePlan(manifest, bundle.encoders())
         ranking = Ranking(
+            name=opened.name,
+            version=opened.version,
             manifest=manifest,
             digest=bundle.digest,
-            version=opened.version,
             plan=plan,
             table=table,
             scorer=scorer,

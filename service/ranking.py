@@ -48,20 +48,25 @@ class Prepared:
 
 
 class Ranking:
-    """Ranks candidates with one version of a ranker."""
+    """Ranks candidates with one version of a ranker.
+
+    Attributes:
+        name: what it is served under; the manifest has the name it was built under.
+    """
 
     def __init__(
         self,
         *,
+        name: str,
+        version: str,
         manifest: Manifest,
         digest: str,
-        version: str,
         plan: FeaturePlan,
         table: ItemTable | None,
         scorer: OrtScorer,
     ) -> None:
-        self.manifest, self.digest, self.version = manifest, digest, version
-        self.name = manifest.name
+        self.name, self.version = name, version
+        self.manifest, self.digest = manifest, digest
         self.flops_per_candidate = manifest.flops
         self.table = table
         self._plan, self._scorer = plan, scorer

@@ -1,6 +1,6 @@
 """GET /livez, /readyz and /metrics: for orchestrators and for Prometheus."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -10,6 +10,9 @@ from service.deps import Parts, PartsDep, requires
 from service.problems import responses
 
 router = APIRouter(tags=["operations"])
+
+# The fault itself may name the store's path, and here nobody is asked for a key.
+WHY: Final = "the log and GET /models say why"
 
 
 class Alive(BaseModel):
@@ -61,10 +64,10 @@ def _readiness(parts: Parts) -> Readiness:
         reasons.append(Reason(code="draining", detail="this worker is stopping"))
     for slot in parts.loader.slots:
         if slot.ranking is None:
-            detail = slot.fault or "loading"
+            detail = "loading" if slot.fault is None else f"not loaded; {WHY}"
             reasons.append(Reason(code="model_not_ready", detail=detail, model=slot.ref))
         elif slot.fault is not None:
-            detail = f"{slot.ranking.version} goes on; {slot.fault}"
+            detail = f"{slot.ranking.version} goes on; {WHY}"
             notes.append(Reason(code="version_refused", detail=detail, model=slot.ref))
     if not parts.loader.slots:
         reasons.append(Reason(code="model_not_ready", detail="nothing is loaded yet"))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from model_store.bundle import parse_manifest, seal
+from model_store.bundle import Bundle, parse_manifest, seal
+from model_store.errors import StoreError
 from model_store.store import Store
 from service.caches import CacheOptions, open_cache
 from service.loader import Loader, NothingLoaded
@@ -127,7 +128,7 @@ async def test_a_damaged_version_never_serves(serve: Serve, store: Store) -> Non
 async def test_a_version_that_misses_its_golden_scores_never_serves(
     serve: Serve, store: Store, bundles: Path
 ) -> None:
-    """Followed by the alias it is refused as well: /readyz and /models say why, and stay ready."""
+    """Followed by the alias it is refused as well: /readyz notes it, /models says why."""
     store.publish(bundles / "off", "ctr")
     async with serve() as client:
         asked = await activate(client, "3")
@@ -143,7 +144,7 @@ async def test_a_version_that_misses_its_golden_scores_never_serves(
     assert (asked.status_code, asked.json()["code"]) == (409, "activation_conflict")
     assert version == "1"
     assert ready.status_code == 200
-    assert "golden case 0" in ready.json()["notes"][0]["detail"]
+    assert [note["code"] for note in ready.json()["notes"]] == ["version_refused"]
     assert (model["state"], model["version"]) == ("ready", "1")
     assert "golden case 0" in model["fault"]
     assert mended.json()["notes"] == []
@@ -173,7 +174,7 @@ async def test_the_aliases_of_the_store_are_followed(serve: Serve, store: Store)
 
 
 async def test_a_store_that_goes_away_is_told_and_outlived(serve: Serve, store: Store) -> None:
-    """What is loaded serves on; /readyz notes what the store says."""
+    """What is loaded serves on; /readyz notes it, to anybody, and so without the store's path."""
     async with serve() as client:
         shutil.move(store.url, f"{store.url}-away")
         await client.service.parts.loader.sync()
@@ -184,8 +185,54 @@ async def test_a_store_that_goes_away_is_told_and_outlived(serve: Serve, store: 
 
     assert version == "1"
     assert [note["code"] for note in notes] == ["version_refused"]
+    assert store.url not in notes[0]["detail"]
     assert versions == []
     assert moved.status_code == 404
+
+
+MOVES = [
+    (kind, step)
+    for kind in StoreError.__subclasses__()
+    for step in ("resolve", "open", "history", "set_alias")
+]
+
+
+@pytest.mark.parametrize(("kind", "step"), MOVES)
+async def test_whatever_the_store_refuses_an_activation_with_is_a_problem(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, kind: type[StoreError], step: str
+) -> None:
+    """404 for what is not there and 409 for the rest, never 500; the old version goes on."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise kind("no")
+
+    async with serve() as client:
+        monkeypatch.setattr(client.service.parts.loader._store, step, refuse)
+        reply = await activate(client, "2")
+        version = await client.version()
+
+    if step == "history":  # what is read for comparison only: no alias yet is no obstacle
+        assert (reply.status_code, version) == (200, "2")
+    else:
+        assert reply.json()["code"] in {"version_not_found", "activation_conflict"}
+        assert version == "1"
+
+
+async def test_a_bundle_that_vanishes_while_it_is_read_is_a_conflict(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collected between opening and reading, or on a disk that fails: 409, the old one goes on."""
+
+    def vanish(_: object) -> None:
+        raise FileNotFoundError(2, "No such file", "ids.json")
+
+    async with serve() as client:
+        monkeypatch.setattr(Bundle, "item_table", vanish)
+        reply = await activate(client, "2")
+        version = await client.version()
+
+    assert (reply.status_code, reply.json()["code"]) == (409, "activation_conflict")
+    assert version == "1"
 
 
 async def test_a_second_activation_at_the_same_time_conflicts(serve: Serve) -> None:
@@ -288,7 +335,7 @@ async def test_a_request_without_a_model_needs_a_default(
 
 
 async def test_one_broken_model_leaves_the_others_serving(serve: Serve, store: Store) -> None:
-    """Its requests get 503 model_not_ready; /readyz says why; it is taken in once it is mended."""
+    """Its requests get 503 model_not_ready, /readyz names it; it is taken in once it is mended."""
     async with serve(models=("ctr", "late")) as client:
         reply = await client.rank(["i1"], model="late")
         ready = await client.get("/readyz")
@@ -302,8 +349,49 @@ async def test_one_broken_model_leaves_the_others_serving(serve: Serve, store: S
     assert (reply.status_code, reply.json()["code"]) == (503, "model_not_ready")
     assert reply.headers["retry-after"] == "2"
     assert (ready.status_code, ready.json()["reasons"][0]["model"]) == (503, "late")
+    assert store.url in model["fault"]
+    assert store.url not in reply.text + ready.text
     assert (model["state"], model["version"], model["card"]) == ("failed", None, None)
     assert (version, mended) == ("1", "1")
+
+
+async def test_a_damaged_alias_keeps_only_its_own_model_from_serving(
+    serve: Serve, store: Store, bundles: Path
+) -> None:
+    """With no list of models too: the others are served and shown as ever, the one is told."""
+    store.publish(bundles / "bare", "bare")
+    (Path(store.url) / "bare/aliases").mkdir()
+    (Path(store.url) / "bare/aliases/prod.json").write_text("{")
+    async with serve(models=()) as client:
+        version = await client.version("ctr")
+        ready = await client.get("/readyz")
+        ctr = (await client.get("/models/ctr")).json()
+        bare = (await client.get("/models/bare")).json()
+        activated = await client.post("/models/bare/activate", json={"version": "1"})
+
+    assert version == "1"
+    assert [reason["model"] for reason in ready.json()["reasons"]] == ["bare"]
+    assert [each["problem"] for each in ctr["versions"]] == [None, None]
+    assert "bare/aliases/prod.json is damaged" in bare["fault"]
+    assert "bare/aliases/prod.json is damaged" in bare["versions"][0]["problem"]
+    assert (activated.status_code, activated.json()["code"]) == (409, "activation_conflict")
+
+
+async def test_a_bundle_answers_under_the_name_it_is_published_as(
+    serve: Serve, store: Store, bundles: Path
+) -> None:
+    """Replies, metrics and activations say what callers ask for, not what it was built as."""
+    for version in ("1", "2"):
+        store.publish(bundles / "one", "renamed", version)
+    store.set_alias("renamed", "prod", "1")
+    async with serve(models=("renamed",)) as client:
+        ranked = await client.rank(["i1", "x"], model="renamed")
+        activated = await client.post("/models/renamed/activate", json={"version": "2"})
+        metrics = (await client.get("/metrics")).text
+
+    assert ranked.json()["model"] == activated.json()["name"] == "renamed"
+    assert 'slimrank_cold_candidates_total{model="renamed"} 1.0' in metrics
+    assert 'model="ctr"' not in metrics
 
 
 async def test_a_model_without_an_alias_yet_can_be_activated(serve: Serve, store: Store) -> None:
