@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from model_store.store import open_store
@@ -46,6 +47,8 @@ class Service:
         self.parts = parts
         self._api = api
         self._rank = rank.RankEndpoint(parts)
+        routes = (*api.routes, *(route for router in ROUTERS for route in router.routes))
+        self._routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer anything an ASGI server asks."""
@@ -84,12 +87,13 @@ class Service:
 
         try:
             body = await self._body(scope, receive)
-            await self._api(scope, _replay(body, receive), tell)
+            await self._api(_get_for_head(scope), _replay(body, receive), tell)
         except rank.Disconnected:
             status = 499
         except Exception as error:  # the edge: FastAPI has answered, unless the body was unreadable
             if isinstance(error, ServiceError):
-                await _send_problem(tell, error, request_id)
+                code = await _send_problem(tell, error, request_id)
+                self.parts.metrics.problems.labels(code).inc()
             else:
                 log.exception("internal error", request_id=request_id)
         self._record(scope, status, request_id, perf_counter() - started)
@@ -103,9 +107,7 @@ class Service:
         )
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        # The template, never the path: labels come from a closed set.
-        route = getattr(scope.get("route"), "path", "unknown")
-        metrics = self.parts.metrics
+        route, metrics = self._route(scope), self.parts.metrics
         metrics.requests.labels(route, str(status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         if self.parts.settings.request_log:
@@ -117,6 +119,17 @@ class Service:
                 status=status,
                 ms=round(seconds * 1e3, 3),
             )
+
+    def _route(self, scope: Scope) -> str:
+        """The template, never the path: labels come from a closed set."""
+        # FastAPI leaves its own only where it got to route, and not for its documentation.
+        found = (r.path for r in self._routes if r.matches(scope)[0] is not Match.NONE)
+        return next(found, "unknown")
+
+
+def _get_for_head(scope: Scope) -> Scope:
+    """HEAD is answered like GET, as balancers probe with it; the server leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def _without_stack(send: Send) -> Send:
@@ -142,12 +155,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _send_problem(send: Send, error: Exception, request_id: str) -> None:
+async def _send_problem(send: Send, error: Exception, request_id: str) -> str:
+    """Answer with a problem, and tell its code."""
     found = problem(error, request_id)
     await send(
         {"type": "http.response.start", "status": found.kind.status, "headers": found.headers}
     )
     await send({"type": "http.response.body", "body": found.body})
+    return found.kind.code
 
 
 def create_app(

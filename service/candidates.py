@@ -156,6 +156,11 @@ def check_session(request: RankRequest, limits: Limits) -> list[Warned]:
     return [Warned("unused_session_items", detail, len(items))]
 
 
+def text_of(each: Id) -> str:
+    """An id as text: 7 and 7.0 are "7"."""
+    return token(each) or ""
+
+
 def texts(
     ids: Sequence[Id], pattern: str, limits: Limits, kinds: set[type] | None = None
 ) -> list[str]:
@@ -167,7 +172,7 @@ def texts(
     if (kinds or set(map(type, ids))) <= {str}:
         found: list[str] = ids  # type: ignore[assignment]
     else:
-        found = [token(each) or "" for each in ids]
+        found = [text_of(each) for each in ids]
     # A character takes up to four bytes.
     if max(map(len, found), default=0) * 4 > limits.id_bytes:
         for place, text in enumerate(found):

@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 
 from service.caches import TableCache
 from service.candidates import Limits
+from service.errors import UnsupportedMediaType
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader
 from service.metrics import Metrics
@@ -57,6 +58,26 @@ def requires(*scopes: str) -> Callable[..., None]:
         parts.keys.check(None if header is None else header.encode("latin-1"), *scopes)
 
     return check
+
+
+def takes_json(request: Request) -> None:
+    """A dependency that lets in bodies declared as JSON."""
+    check_media_type(request.headers.get("content-type", "").encode("latin-1"))
+
+
+def check_media_type(value: bytes) -> None:
+    """Let JSON in UTF-8 in.
+
+    Raises:
+        UnsupportedMediaType: it is declared as something else.
+    """
+    media_type, _, parameters = value.decode("latin-1").lower().partition(";")
+    charset = parameters.replace(" ", "").replace('"', "").partition("charset=")[2]
+    is_json = media_type.strip() == "application/json" or media_type.strip().endswith("+json")
+    if not is_json or charset.partition(";")[0] not in {"", "utf-8", "utf8", "us-ascii"}:
+        raise UnsupportedMediaType(
+            f"expected application/json in UTF-8, got {value.decode('latin-1')!r}"
+        )
 
 
 def request_id_of(value: bytes | None) -> str:

@@ -136,5 +136,10 @@ def _headers(error: Exception) -> list[Header]:
 def from_starlette(error: HTTPException, method: str) -> ServiceError:
     """What the router says, in our words."""
     if error.status_code == PROBLEMS[errors.MethodNotAllowed].status:
-        return errors.MethodNotAllowed(method, (error.headers or {}).get("Allow", "GET"))
+        allowed = set((error.headers or {}).get("Allow", "GET").split(", "))
+        if "GET" in allowed:
+            allowed.add("HEAD")
+        return errors.MethodNotAllowed(method, ", ".join(sorted(allowed)))
+    if error.status_code == PROBLEMS[errors.MalformedJson].status:
+        return errors.MalformedJson("the body cannot be read as JSON")
     return errors.NotFound("no such route; see /docs")

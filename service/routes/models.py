@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Card, Kind, Side
 from model_store.store import Entry
-from service.deps import Parts, PartsDep, requires
+from service.deps import Parts, PartsDep, requires, takes_json
 from service.loader import Activated, Slot
 from service.problems import responses
 
@@ -118,8 +118,8 @@ async def model(name: str, parts: PartsDep) -> Model:
 
 @router.post(
     "/models/{name}/activate",
-    responses=responses(400, 401, 403, 404, 409, 413, 422, 503),
-    dependencies=[Depends(requires("admin"))],
+    responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    dependencies=[Depends(requires("admin")), Depends(takes_json)],
 )
 async def activate(name: str, body: Activation, parts: PartsDep) -> ActivationReply:
     """Serve another version: it is built, checked and warmed beside the one that serves."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from service import errors
-from service.deps import Parts, header, request_id_of
+from service.candidates import text_of
+from service.deps import Parts, check_media_type, header, request_id_of
 from service.errors import ServiceError
 from service.problems import Header, problem, responses
 from service.ranking import Prepared, Ranking
@@ -98,7 +99,7 @@ class RankEndpoint:
             parts.rate_limit.take(key or (client[0] if client else ""))
         media_type = header(headers, b"content-type")
         if media_type != JSON and media_type is not None:
-            _check_media_type(media_type)
+            check_media_type(media_type)
 
     async def _rank(
         self, body: bytes, deadline: float, clock: "Stopwatch", request_id: str
@@ -113,7 +114,7 @@ class RankEndpoint:
         clock.ranking, clock.prepared = ranking, prepared
         scores = await self._score(ranking, prepared, deadline)
         clock.lap("score")
-        reply: dict[str, Any] = {"id": request_id if request.id is None else str(request.id)}
+        reply: dict[str, Any] = {"id": request_id if request.id is None else text_of(request.id)}
         reply |= ranking.answer(request, prepared, scores)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -248,16 +249,6 @@ async def _collect(receive: Receive, limit: int) -> bytes:
 
 def _too_large(size: int, limit: int) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"a body of {size} bytes or more, limit {limit}")
-
-
-def _check_media_type(value: bytes) -> None:
-    media_type, _, parameters = value.decode("latin-1").lower().partition(";")
-    charset = parameters.replace(" ", "").replace('"', "").partition("charset=")[2]
-    is_json = media_type.strip() == "application/json" or media_type.strip().endswith("+json")
-    if not is_json or charset.partition(";")[0] not in {"", "utf-8", "utf8", "us-ascii"}:
-        raise errors.UnsupportedMediaType(
-            f"expected application/json in UTF-8, got {value.decode('latin-1')!r}"
-        )
 
 
 def _deadline(headers: list[Header], started: float) -> float:

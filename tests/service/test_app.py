@@ -332,8 +332,19 @@ async def test_unknown_routes_and_methods_are_problems_too(serve: Serve) -> None
 
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     assert (get.status_code, get.headers["allow"]) == (405, "POST")
-    assert (post.status_code, post.headers["allow"]) == (405, "GET")
+    assert (post.status_code, post.headers["allow"]) == (405, "GET, HEAD")
     assert post.json()["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_health_answers_head_as_get(serve: Serve, path: str) -> None:
+    """Balancers probe with it; the status is all that they read."""
+    async with serve() as client:
+        well = await client.head(path)
+        client.service.parts.drain.leaving = True
+        leaving = await client.head(path)
+
+    assert (well.status_code, leaving.status_code) == (200, 503 if path == "/readyz" else 200)
 
 
 async def test_a_leaving_worker_serves_on_and_says_it_is_not_ready(serve: Serve) -> None:
@@ -372,6 +383,9 @@ async def test_metrics_count_requests_problems_and_candidates(serve: Serve) -> N
         await client.rank([], top_k=0)
         await client.get("/models/ctr")
         await client.get("/nowhere/at/all")
+        await client.get("/openapi.json")
+        await client.get("/docs")
+        await client.post("/models/ctr/activate", content=b" " * 3_000_000)
         text = (await client.get("/metrics")).text
 
     for line in (
@@ -379,6 +393,10 @@ async def test_metrics_count_requests_problems_and_candidates(serve: Serve) -> N
         'slimrank_requests_total{route="/rank",status="422"} 1.0',
         'slimrank_requests_total{route="/models/{name}",status="200"} 1.0',
         'slimrank_requests_total{route="unknown",status="404"} 1.0',
+        'slimrank_requests_total{route="/openapi.json",status="200"} 1.0',
+        'slimrank_requests_total{route="/docs",status="200"} 1.0',
+        'slimrank_requests_total{route="/models/{name}/activate",status="413"} 1.0',
+        'slimrank_problems_total{code="body_too_large"} 1.0',
         'slimrank_problems_total{code="invalid_request"} 1.0',
         'slimrank_cold_candidates_total{model="ctr"} 1.0',
         'slimrank_warnings_total{code="duplicate_candidates"} 1.0',
@@ -433,6 +451,7 @@ async def test_a_start_without_any_model_fails_and_says_why(store: Store) -> Non
     ("body", "status", "code"),
     [
         (b"{", 400, "malformed_json"),
+        (b"\xff", 400, "malformed_json"),
         (b'{"version": []}', 422, "invalid_request"),
         (b'{"version": "1", "x": 1}', 422, "invalid_request"),
         (b"", 422, "invalid_request"),
@@ -448,3 +467,39 @@ async def test_a_wrong_activation_is_a_problem_with_pointers(
         )
 
     assert (reply.status_code, reply.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        (None, 415),
+        ("text/plain", 415),
+        ("application/json; charset=latin-1", 415),
+    ],
+)
+async def test_an_activation_is_declared_as_json(
+    serve: Serve, media_type: str | None, status: int
+) -> None:
+    """415 otherwise, after the key; a page elsewhere cannot make a browser send it unasked."""
+    headers = {} if media_type is None else {"Content-Type": media_type}
+    async with serve() as client:
+        reply = await client.post(
+            "/models/ctr/activate", content=b'{"version": "1"}', headers=headers
+        )
+        rollback = await client.post("/models/ctr/rollback", headers=headers)
+
+    assert reply.status_code == status
+    assert rollback.json()["code"] == "activation_conflict"  # it takes no body: nothing to declare
+
+
+@pytest.mark.parametrize(("given", "echoed"), [(7, "7"), (7.0, "7"), (7.5, "7.5"), ("7.0", "7.0")])
+async def test_an_id_becomes_text_as_those_of_candidates_do(
+    serve: Serve, given: object, echoed: str
+) -> None:
+    """A client that counts in doubles gets back what it can match."""
+    async with serve() as client:
+        reply = (await client.rank([given], id=given)).json()
+
+    assert reply["id"] == reply["items"][0]["id"] == echoed
