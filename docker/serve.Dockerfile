@@ -24,7 +24,8 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir -c constraints/dev.
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .
 
 FROM base AS runtime
-RUN useradd --system --uid 10001 --no-create-home slimrank \
+# A home to write to: bundles of a store behind a URL are kept in its .cache.
+RUN useradd --system --uid 10001 --create-home slimrank \
     && install -d -o slimrank -g slimrank /srv/store
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /srv

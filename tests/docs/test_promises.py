@@ -45,6 +45,15 @@ def test_the_operations_guide_names_no_unknown_setting() -> None:
     assert named - known - {PREFIX} == set()
 
 
+def test_the_composition_waits_for_the_way_out() -> None:
+    """Docker kills no worker that still answers: its patience exceeds the drain's defaults."""
+    found = re.search(r"stop_grace_period: (\d+)s", (ROOT / "docker/compose.yaml").read_text())
+    settings = Settings()
+
+    assert found is not None
+    assert int(found[1]) > settings.drain_delay_s + settings.drain_timeout_s
+
+
 def test_each_metric_is_in_the_operations_guide() -> None:
     """An operator finds every metric in docs/operations.md, by the name that /metrics shows."""
     families = list(Metrics().registry.collect())
