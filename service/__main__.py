@@ -7,13 +7,16 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
+from model_store.errors import StoreError
 from service import log
 from service.app import Service, create_app
 from service.caches import UnknownCache
@@ -64,12 +67,13 @@ def main() -> int:
         settings = load_settings()
         with ExitStack() as stack:
             if settings.workers > 1:
+                # What it refuses here, workers would die of, and be started again, for ever.
+                create_app(settings)
                 share_metrics(_metrics_folder(settings, stack))
-            serve(settings)
-    except (SettingsInvalid, UnknownCache) as error:
+            return serve(settings)
+    except (SettingsInvalid, UnknownCache, StoreError) as error:
         print(f"slimrank: {error}", file=sys.stderr)
         return BAD_SETTINGS
-    return 0
 
 
 def _metrics_folder(settings: Settings, stack: ExitStack) -> Path:
@@ -80,10 +84,14 @@ def _metrics_folder(settings: Settings, stack: ExitStack) -> Path:
     return settings.metrics_dir
 
 
-def serve(settings: Settings) -> None:
-    """Run uvicorn; with several workers each makes its own application."""
+def serve(settings: Settings) -> int:
+    """Run uvicorn; with several workers each makes its own application.
+
+    Returns:
+        The exit code.
+    """
     log.configure(settings.log_level, settings.log_format)
-    uvicorn.run(
+    config = uvicorn.Config(
         "service.__main__:application",
         factory=True,
         host=settings.host,
@@ -100,6 +108,16 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
+    # Not `uvicorn.run`: with several workers it says 0 however they ended.
+    if settings.workers == 1:
+        server = uvicorn.Server(config)
+        with suppress(KeyboardInterrupt):
+            server.run()
+        return 0 if server.started else STARTUP_FAILURE
+    workers = Multiprocess(config, [config.bind_socket()])
+    workers.run()
+    failed = any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
+    return STARTUP_FAILURE if failed else 0
 
 
 if __name__ == "__main__":

@@ -153,8 +153,12 @@ def _children(log: Path) -> list[int]:
     [
         ({"modles": "ctr"}, 2, "SLIMRANK_MODLES is not a setting; did you mean SLIMRANK_MODELS?"),
         ({"cache": "http://x"}, 2, "no cache for http://"),
+        ({"cache": "http://x", "workers": 2}, 2, "no cache for http://"),
+        ({"store": "nowhere://x"}, 2, "slimrank: nowhere://x: "),
+        ({"store": "nowhere://x", "workers": 2}, 2, "slimrank: nowhere://x: "),
         ({"models": "nothing"}, 3, "no model can be served: nothing: "),
-        ({"models": "nothing", "workers": 2}, 0, "no model can be served: nothing: "),
+        ({"models": "nothing", "workers": 2}, 3, "no model can be served: nothing: "),
+        ({"store": "nowhere", "workers": 2}, 3, "holds no bundle with the alias prod"),
     ],
 )
 def test_a_start_that_cannot_serve_ends_with_the_reason(
@@ -170,6 +174,6 @@ def test_a_start_that_cannot_serve_ends_with_the_reason(
         check=False,
     )
 
-    assert done.returncode == code or "workers" in settings
+    assert done.returncode == code
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
