@@ -35,7 +35,8 @@ def ranker_of(manifest: Manifest, kind: str) -> torch.nn.Module:
         if name.startswith(f"{kind} ")
     }
     options = {key: value for key, value in kept.config["ranker"].items() if key != "type"}
-    options |= {"top": widths.get("top", options.get("top"))}
+    bottoms = {"bottom_request": "bottom"}  # the option's name; the other side's is its own
+    options |= {bottoms.get(name, name): sizes for name, sizes in widths.items()}
     config = ranker.Config.model_validate({k: v for k, v in options.items() if v is not None})
     return ranker(manifest.features, config, torch.Generator().manual_seed(0)).eval()
 
