@@ -30,6 +30,7 @@ def run(
     options = {
         "name": json.dumps(name),
         "data.path": json.dumps(str(data)),
+        "threads": "1",  # small batches: a second thread waits more than it works
         "seeds": json.dumps(list(seeds)),
         "method.flops_budget": str(budget),
         "method.resource": json.dumps(resource),
