@@ -6,18 +6,19 @@ new source, ranker or method touches no file here.
 """
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class Frozen(BaseModel):
-    """A section: immutable, unknown keys refused."""
+    """A section: immutable, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CompressError(Exception):
@@ -98,11 +99,14 @@ class PublishConfig(Frozen):
     alias: str = "prod"
 
 
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # what torch's and numpy's generators all take
+
+
 class RunConfig(Frozen):
     """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(1,), min_length=1)
     runs: Path = Path("runs")
     threads: int | None = Field(default=None, gt=0)
     data: Section
@@ -175,10 +179,12 @@ def check(model: type[C], table: Mapping[str, Any], where: str) -> C:
     Raises:
         ConfigError: a line a fault, unknown keys with the nearest right one.
     """
+    # Strictly, `true` and "512" are no numbers; and of the strict modes only JSON's takes a list
+    # for a tuple, and text for a path or a date, as TOML and overrides write them.
     try:
-        return model.model_validate(table)
+        return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        lines = [_explain(model, fault) for fault in error.errors()]
+        lines = [_explain(model, fault) for fault in error.errors() if not _follows(fault)]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -204,6 +210,12 @@ def configure(registry: Mapping[str, type[T]], section: Section, where: str) -> 
     """
     member = resolve(registry, section, where)
     return member, check(cast("Configurable", member).Config, section.options, where)
+
+
+def _follows(fault: Any) -> bool:
+    # Refused items are told by themselves, and do not count towards their list's length.
+    too_short: bool = fault["type"] == "too_short"
+    return too_short and fault["ctx"]["actual_length"] < len(fault["input"])
 
 
 def _explain(model: type[BaseModel], fault: Any) -> str:

@@ -121,7 +121,12 @@ def resolve(config: RunConfig) -> Plan:
     source = _configured(SOURCES, config.data, "data", faults)
     ranker = _configured(RANKERS, config.ranker, "ranker", faults)
     method = _configured(METHODS, config.method, "method", faults)
-    if source is None or ranker is None or method is None:
+    if weight := config.train.distill.weight:
+        faults.append(
+            f"train.distill.weight: expected 0, got {weight:g}: the dense ranker has no teacher; "
+            "say in [finetune] or [method] how much the slim one imitates it"
+        )
+    if faults or source is None or ranker is None or method is None:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], Source]", source[0])
     return Plan(config, make_source(source[1]), *ranker, method[0](), method[1])

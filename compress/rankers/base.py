@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Final, Literal, cast
+from typing import Annotated, ClassVar, Final, Literal, cast
 
 import torch
 from pydantic import Field as Option
@@ -27,14 +27,15 @@ MISSING: Final = 1
 Index = Tensor | None  # int64 positions that stay; None: all of them
 Slices = Mapping[str, tuple[Index, Index]]  # parameter -> (rows, columns) that stay
 Parts = dict[str, float]
+Width = Annotated[int, Option(gt=0, le=65_536)]  # of a hidden layer
 
 
 class RankerConfig(Frozen):
     """Options of all rankers."""
 
-    dim: int = Option(default=16, gt=0)
-    bottom: tuple[int, ...] = (512, 256, 64)
-    bottom_candidate: tuple[int, ...] | None = None
+    dim: int = Option(default=16, gt=0, le=4096)
+    bottom: tuple[Width, ...] = (512, 256, 64)
+    bottom_candidate: tuple[Width, ...] | None = None
     dropout: float = Option(default=0.0, ge=0.0, lt=1.0)
 
     def bottom_of(self, side: str) -> tuple[int, ...]:
@@ -106,7 +107,8 @@ class Prunable:
 
     Attributes:
         fields: the field groups.
-        readers: what reads the fields.
+        readers: what reads the fields. The first one's input is all that the layers after them
+            know of the fields.
         membership: (F, columns of a reader): which share of a column belongs to which field. Each
             column sums to 1; a pair of the dot interaction belongs to two fields, half each.
         hidden: the neuron groups.

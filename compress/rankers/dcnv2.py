@@ -27,6 +27,7 @@ from compress.rankers.base import (
     RankerConfig,
     Reader,
     SlimPlan,
+    Width,
     field_columns,
     kept_widths,
     linear,
@@ -40,9 +41,9 @@ from model_store.manifest import FeatureSpec
 class DcnV2Config(RankerConfig):
     """DCN-V2's options; ``rank`` None is the full-rank cross."""
 
-    crosses: int = Option(default=2, gt=0)
-    rank: int | None = Option(default=None, gt=0)
-    deep: tuple[int, ...] = Option(default=(512, 256), min_length=1)
+    crosses: int = Option(default=2, gt=0, le=64)
+    rank: Width | None = None
+    deep: tuple[Width, ...] = Option(default=(512, 256), min_length=1)
     structure: Literal["parallel", "stacked"] = "parallel"
 
 

@@ -28,6 +28,7 @@ from compress.rankers.base import (
     RankerConfig,
     Reader,
     SlimPlan,
+    Width,
     kept_widths,
     mlp_flops,
     repeated,
@@ -43,7 +44,7 @@ class DlrmConfig(RankerConfig):
     """DLRM's options; the defaults are the sizes UMEC used on Criteo."""
 
     interaction: Literal["cat", "dot"] = "cat"
-    top: tuple[int, ...] = (512, 256)
+    top: tuple[Width, ...] = (512, 256)
 
 
 class Dlrm(Ranker):
@@ -115,9 +116,8 @@ class Dlrm(Ranker):
             )
             for block in self.blocks
         ]
-        # Without a numeric field, `dot` has no input left once fewer than two fields remain.
-        numeric = any(field.numeric for field in self.fields)
-        least = 1 if numeric or self.config.interaction == "cat" else 2
+        # An embedding alone makes no pair, and so no input for `dot`.
+        least = 1 if self.config.interaction == "cat" else 2
         membership = torch.cat(shares, 1)
         return Prunable(self.fields, (Reader(self.top.first),), membership, self.hidden(), least)
 

@@ -1,11 +1,17 @@
 """The config refuses what it does not know, and says what it would have known."""
 
+import math
+from datetime import date
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from compress.config import ConfigError, Frozen, RunConfig, check, configure, load
+from compress.data.split import Split
+from compress.methods.umec import UmecConfig
+from compress.rankers.dcnv2 import DcnV2Config
+from compress.rankers.dlrm import DlrmConfig
 
 MINIMAL = """
 name = "ctr"
@@ -170,3 +176,57 @@ def test_a_mistyped_override_is_refused_like_a_mistyped_key(write):
     """Overrides pass the same check as the file."""
     with pytest.raises(ConfigError, match=r"train\.epoch: unknown key; did you mean 'epochs'"):
         load(write(MINIMAL), ["train.epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seeds=[-1]", "seeds.0: Input should be greater than or equal to 0, got -1"),
+        (f"seeds=[{10**23}]", "seeds.0: Input should be less than 9223372036854775808"),
+        ("gate.max_auc_loss=nan", "gate.max_auc_loss: Input should be a finite number, got nan"),
+        ("train.lr=inf", "train.lr: Input should be a finite number, got inf"),
+        ("train.batch_size=true", "train.batch_size: Input should be a valid integer, got True"),
+        ('train.batch_size="512"', "train.batch_size: Input should be a valid integer, got '512'"),
+        ("train.lr=true", "train.lr: Input should be a valid number, got True"),
+    ],
+)
+def test_an_absurd_value_is_refused_with_its_bound(write, override, said):
+    """Before anything runs; and neither a truth value nor text passes for a number."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(MINIMAL), [override])
+
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value", "said"),
+    [
+        (DlrmConfig, "top", [0], "top.0: Input should be greater than 0, got 0"),
+        (DlrmConfig, "top", [-3], "top.0: Input should be greater than 0, got -3"),
+        (DlrmConfig, "bottom", [0], "bottom.0: Input should be greater than 0, got 0"),
+        (DlrmConfig, "bottom", [10**6], "bottom.0: Input should be less than or equal to 65536"),
+        (DcnV2Config, "deep", [0], "deep.0: Input should be greater than 0, got 0"),
+        (DcnV2Config, "crosses", 10**6, "crosses: Input should be less than or equal to 64"),
+        (DlrmConfig, "dim", 10**12, "dim: Input should be less than or equal to 4096"),
+        (UmecConfig, "prox_lr", math.inf, "prox_lr: Input should be a finite number, got inf"),
+        (UmecConfig, "flops_budget", True, "flops_budget: Input should be a valid number"),
+    ],
+)
+def test_an_absurd_option_is_refused_with_its_bound(model, key, value, said):
+    """What would end in a traceback, or in all the memory, ends in a line."""
+    with pytest.raises(ConfigError) as caught:
+        check(
+            model, {"flops_budget": 0.5, key: value} if model is UmecConfig else {key: value}, "x"
+        )
+
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_whole_number_is_a_number_and_a_date_a_date():
+    """Strict about kinds, not about how TOML writes them."""
+    split = {"column": "day", "validation_from": date(2020, 1, 1), "test_from": 1_600_000_000}
+
+    assert check(UmecConfig, {"flops_budget": 1}, "method").flops_budget == 1.0
+    assert check(Split, split, "split").validation_from == date(2020, 1, 1)

@@ -221,3 +221,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
     assert code == 130
     assert "goes on from the last checkpoint" in said
     assert "Traceback" not in said
+
+
+def test_a_teacher_of_the_dense_ranker_is_refused(tmp_path: Path) -> None:
+    """It has none: the weight would do nothing."""
+    with pytest.raises(ConfigError, match=r"train\.distill\.weight: .* \[finetune\] or \[method\]"):
+        resolve(configured(tmp_path, "train.distill.weight=0.5"))
