@@ -463,11 +463,9 @@ class Problem:
         return Keep(fields, stays)
 
     def _check_feasible(self) -> None:
-        # The numeric fields' share is counted as kept: whichever groups go, the budget is met.
-        least = dict(self.dense)
-        for groups in self.groups:
-            least[groups.name] -= groups.removable
-        smallest = self.resource.ratio(least)
+        # Which fields are left at the least depends on the norms; which numeric ones does not.
+        order = [bottom(e, len(e)) for e in self.energies()]
+        smallest = self.resource.ratio(self.sizes([g.removable for g in self.groups], order))
         if smallest > self.config.flops_budget:
             raise ConfigError(
                 f"method.flops_budget: {self.config.flops_budget:g} of {self.resource.name} cannot "
@@ -508,17 +506,22 @@ def _groups(ranker: Ranker, config: UmecConfig, resource: Resource) -> Iterator[
 
 
 def _quorums(fields: Sequence[Field], locked: Sequence[int], least: int) -> tuple[Quorum, ...]:
-    """A field a side, so that both have a say; more if the ranker cannot do with so few."""
+    """A field a side, so that both have a say; more if the ranker cannot do with so few.
+
+    Embeddings where there are enough: then a budget that takes a bottom MLP to go can be met.
+    """
     sides = [
         tuple(i for i, field in enumerate(fields) if field.request is request)
         for request in (True, False)
     ]
     open_sides = [side for side in sides if side and not set(side) & set(locked)]
     missing = max(0, least - len(locked) - len(open_sides))
-    return tuple(
-        Quorum(side, min(len(side), 1 + (missing if side is open_sides[-1] else 0)))
-        for side in open_sides
-    )
+    quorums = []
+    for side in open_sides:
+        wanted = min(len(side), 1 + (missing if side is open_sides[-1] else 0))
+        embedded = tuple(i for i in side if not fields[i].numeric)
+        quorums.append(Quorum(embedded if len(embedded) >= wanted else side, wanted))
+    return tuple(quorums)
 
 
 def measured(problem: Problem, dataset: TrainingData, seed: int) -> tuple[Groups, ...]:
@@ -544,24 +547,25 @@ def _removal_costs(problem: Problem, dataset: TrainingData, seed: int) -> list[T
 
     With a gate α_g on the group's inputs, the Gauss-Newton curvature of the loss in α_g is the
     mean square of a row's ∂loss/∂α_g = Σ_j x_j·∂loss/∂x_j over the group's columns j; removing
-    it costs half of that (the first-order term vanishes at a trained optimum).
+    it costs half of that (the first-order term vanishes at a trained optimum). x is what the
+    first reader gets: all that later ones read comes of it, so ∂loss/∂x has their share already.
     """
     ranker = problem.ranker.eval()
     where = next(ranker.parameters()).device
     columns = Columns(dataset.features, ranker)
     costs = [torch.zeros(g.count, device=where) for g in problem.groups]
     seen: dict[int, Tensor] = {}
-    layers = {id(r.layer): r.layer for g in problem.groups for r in g.readers}
-    hooks = [layer.register_forward_pre_hook(_remember(seen)) for layer in layers.values()]
+    hooks = [
+        groups.readers[0].layer.register_forward_pre_hook(_remember(seen, layer))
+        for layer, groups in enumerate(problem.groups)
+    ]
     rows = 0
     for batch in islice(shuffled(dataset, SENSITIVITY_ROWS, seed, 0), SENSITIVITY_BATCHES):
         label = torch.from_numpy(batch.label).to(where)
         total = click_loss(ranker(columns.inputs(batch, where)), label) * len(batch)
         slopes = torch.autograd.grad(total, list(seen.values()))
-        pulls = {k: x.detach() * d for (k, x), d in zip(seen.items(), slopes, strict=True)}
-        for layer, groups in enumerate(problem.groups):
-            gates = [_gate(groups, reader, pulls[id(reader.layer)]) for reader in groups.readers]
-            costs[layer] += torch.stack(gates).sum(0).square().sum(0)
+        for (layer, x), slope in zip(seen.items(), slopes, strict=True):
+            costs[layer] += _gate(problem.groups[layer], x.detach() * slope).square().sum(0)
         rows += len(batch)
         seen.clear()
     for hook in hooks:
@@ -569,16 +573,19 @@ def _removal_costs(problem: Problem, dataset: TrainingData, seed: int) -> list[T
     return [cost / (2 * rows) for cost in costs]
 
 
-def _remember(seen: dict[int, Tensor]) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
-    def hook(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[id(layer)] = inputs[0]
+def _remember(
+    seen: dict[int, Tensor], layer: int
+) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[layer] = inputs[0]
 
     return hook
 
 
-def _gate(groups: Groups, reader: Reader, pull: Tensor) -> Tensor:
+def _gate(groups: Groups, pull: Tensor) -> Tensor:
     """(B, columns) -> (B, G): a row's slope in each group's gate."""
-    pull = pull[:, reader.start : reader.start + groups.columns]
+    start = groups.readers[0].start
+    pull = pull[:, start : start + groups.columns]
     return pull if groups.membership is None else pull @ (groups.membership > 0).float().T
 
 
@@ -789,7 +796,8 @@ def fit_budget(problem: Problem, counts: Sequence[int], order: Sequence[Tensor])
     """Counts within the budget, as close to it as whole groups allow.
 
     Over it, groups go while they must; under it, groups return while they may: the one that costs
-    least, or brings most, energy per FLOP.
+    least, or brings most, energy per FLOP. What saves nothing, as the neurons of a bottom MLP
+    whose field has gone, stays as it is.
     """
     counts = list(counts)
     energy = [energies(groups) for groups in problem.groups]
@@ -798,29 +806,17 @@ def fit_budget(problem: Problem, counts: Sequence[int], order: Sequence[Tensor])
     def ratio(trial: Sequence[int]) -> float:
         return problem.resource.ratio(problem.sizes(trial, order))
 
-    def worth(layer: int, low: int, high: int, saved: float) -> float:
-        return float(energy[layer][order[layer][low:high]].sum()) / saved
-
-    def moved(layer: int, by: int) -> list[int]:
-        return [count + (by if position == layer else 0) for position, count in enumerate(counts)]
-
-    while (now := ratio(counts)) > budget:
-        further = [
-            (worth(layer, counts[layer], counts[layer] + g.unit, now - ratio(trial)), trial)
-            for layer, g in enumerate(problem.groups)
-            if counts[layer] + g.unit <= g.removable
-            for trial in [moved(layer, g.unit)]
-        ]
-        counts = min(further)[1]
-    while True:
+    def moves(sign: int) -> Iterator[tuple[float, list[int]]]:
+        # Each layer's next step, and its energy per FLOP.
         now = ratio(counts)
-        back = [
-            (worth(layer, counts[layer] - g.unit, counts[layer], ratio(trial) - now), trial)
-            for layer, g in enumerate(problem.groups)
-            if counts[layer] >= g.unit
-            for trial in [moved(layer, -g.unit)]
-            if ratio(trial) <= budget
-        ]
-        if not back:
-            return counts
+        for layer, g in enumerate(problem.groups):
+            low, high = sorted((counts[layer], counts[layer] + sign * g.unit))
+            trial = [*counts[:layer], counts[layer] + sign * g.unit, *counts[layer + 1 :]]
+            if low >= 0 and high <= g.removable and (saved := abs(now - ratio(trial))):
+                yield float(energy[layer][order[layer][low:high]].sum()) / saved, trial
+
+    while ratio(counts) > budget:
+        counts = min(moves(1))[1]
+    while back := [move for move in moves(-1) if ratio(move[1]) <= budget]:
         counts = max(back)[1]
+    return counts

@@ -1,0 +1,148 @@
+"""UMEC's budget is met with numeric fields too; what a removal costs does not depend on readers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.config import ConfigError
+from compress.distill import click_loss
+from compress.methods.umec import (
+    SENSITIVITY_BATCHES,
+    SENSITIVITY_ROWS,
+    Problem,
+    UmecConfig,
+    _removal_costs,
+    bottom,
+    fit_budget,
+)
+from compress.rankers.base import Ranker
+from compress.slim import slim
+from compress.train import Columns, TrainingData, shuffled
+
+Build = Callable[..., Ranker]
+Clicks = Callable[..., TrainingData]
+
+
+@contextmanager
+def gated(ranker: Ranker, gates: Tensor) -> Iterator[None]:
+    """Multiplies each field's vector of each row by a gate (B, F)."""
+    request, candidate = ranker.request.fields, ranker.candidate.fields
+    sides = gates.split([len(request), len(candidate)], 1)
+    hooks = [
+        side.register_forward_hook(lambda _, __, vectors, gate=gate: vectors * gate.unsqueeze(2))
+        for side, gate in zip((ranker.request, ranker.candidate), sides, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def costs_by_gates(ranker: Ranker, dataset: TrainingData, seed: int) -> Tensor:
+    """Half the mean square of a row's slope in a gate on each field's vector (F,)."""
+    columns, total, rows = Columns(dataset.features, ranker), 0.0, 0
+    for batch in islice(shuffled(dataset, SENSITIVITY_ROWS, seed, 0), SENSITIVITY_BATCHES):
+        gates = torch.ones(len(batch), len(ranker.fields), requires_grad=True)
+        with gated(ranker, gates):
+            logits = ranker(columns.inputs(batch, torch.device("cpu")))
+        loss = click_loss(logits, torch.from_numpy(batch.label)) * len(batch)
+        total += torch.autograd.grad(loss, gates)[0].square().sum(0)
+        rows += len(batch)
+    return total / (2 * rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dlrm", {"interaction": "cat"}),
+        ("dlrm", {"interaction": "dot"}),
+        ("dcnv2", {"structure": "parallel"}),
+        ("dcnv2", {"structure": "stacked"}),
+        ("dcnv2", {"structure": "parallel", "rank": 3, "crosses": 3}),
+    ],
+)
+def test_a_removal_costs_what_a_gate_on_the_field_says(
+    build: Build, clicks: Clicks, name: str, options: dict[str, Any]
+) -> None:
+    """However many layers read a field, its pull on the loss counts once."""
+    rows = clicks(500)
+    ranker = build(name, options, rows.features)
+
+    found = _removal_costs(Problem(ranker, UmecConfig(flops_budget=0.5)), rows, seed=1)
+
+    torch.testing.assert_close(found[0], costs_by_gates(ranker, rows, seed=1), rtol=1e-4, atol=0)
+
+
+def scale_numeric(ranker: Ranker, factor: float) -> None:
+    """Multiplies what reads the numeric fields."""
+    prunable = ranker.prunable()
+    numeric = torch.tensor([field.numeric for field in prunable.fields])
+    columns = (prunable.membership[numeric] > 0).any(0)
+    with torch.no_grad():
+        for reader in prunable.readers:
+            reader.layer.weight[:, columns] *= factor
+
+
+def ordered(problem: Problem) -> list[Tensor]:
+    """Each layer's groups, least energy first."""
+    return [bottom(energy, len(energy)) for energy in problem.energies()]
+
+
+@pytest.mark.parametrize("resource", ["mlp", "all"])
+def test_the_neurons_of_a_dropped_bottom_are_left_alone(build: Build, resource: Any) -> None:
+    """They save nothing, so they neither go nor return; the budget is met by the others."""
+    ranker = build("dlrm", {})
+    scale_numeric(ranker, 1e-3)
+    config = UmecConfig(flops_budget=0.3, protect_numeric=False, resource=resource)
+    problem = Problem(ranker, config)
+    order = ordered(problem)
+    start = [2, *(1 for _ in problem.groups[1:])]  # both numeric fields, a neuron a layer
+
+    counts = fit_budget(problem, start, order)
+
+    kept = dict(zip((g.name for g in problem.groups), counts, strict=True))
+    assert problem.resource.ratio(problem.sizes(counts, order)) <= 0.3
+    assert all(count == 1 for name, count in kept.items() if name.startswith("bottom"))
+
+
+@pytest.mark.parametrize("interaction", ["cat", "dot"])
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_budget_that_takes_the_bottoms_to_go_is_met(
+    build: Build, interaction: str, factor: float
+) -> None:
+    """Even where the numeric fields matter most: the smallest budget told is one that can be."""
+    ranker = build("dlrm", {"interaction": interaction, "bottom": (60,)})
+    options = {"protect_numeric": False, "resource": "all"}
+    scale_numeric(ranker, factor)
+    with pytest.raises(ConfigError, match="the smallest that can is") as caught:
+        Problem(ranker, UmecConfig(flops_budget=1e-6, **options))
+    smallest = float(str(caught.value).rpartition(" ")[2]) * 1.01
+    problem = Problem(ranker, UmecConfig(flops_budget=smallest, **options))
+    order = ordered(problem)
+
+    counts = fit_budget(problem, [0] * len(problem.groups), order)
+
+    slimmed = slim(ranker, problem.keep(counts, order))
+    assert slimmed.request.bottom is None
+    assert slimmed.candidate.bottom is None
+    assert slimmed.top.first.in_features > 0
+    assert sum(slimmed.flops().values()) <= smallest * sum(ranker.flops().values())
+
+
+def test_an_embedding_is_not_left_alone_with_a_dot(build: Build) -> None:
+    """It makes no pair: with the numeric field gone, two embeddings stay."""
+    items = [f for f in build("dlrm", {}).features if not f.request_side]
+    ranker = build("dlrm", {"interaction": "dot"}, items)
+    scale_numeric(ranker, 1e-3)
+    problem = Problem(ranker, UmecConfig(flops_budget=1.0, protect_numeric=False))
+
+    keep = problem.keep([g.removable for g in problem.groups], ordered(problem))
+
+    assert len(keep.fields) == 2
+    assert slim(ranker, keep).top.first.in_features == 1
