@@ -55,6 +55,8 @@ def find_bundle(reference: str, store: str | None) -> Bundle:
 def evaluate(bundle: Bundle, data: Path, *, skip_bad: bool, progress: Progress) -> Evaluation:
     """Score every row of a data file and compare with its labels.
 
+    Of a row, its score and label are kept: 8 bytes.
+
     Args:
         bundle: opened, thereby verified.
         data: parquet, CSV or TSV (plain or gzip). Item features whose columns it does not have
@@ -79,9 +81,12 @@ def evaluate(bundle: Bundle, data: Path, *, skip_bad: bool, progress: Progress) 
         labels.append(_labels(frame, bundle.manifest))
         scores.extend(_scores(session, bundle.manifest.features, columns, len(frame)))
         progress.step("evaluate", sum(map(len, labels)), None)
+    if not any(map(len, labels)):
+        left_out = f" ({tally.rows} left out for a bad cell)" if tally.rows else ""
+        raise DataError(f"{data}: no rows to evaluate{left_out}")
     try:
         return Evaluation(quality(np.concatenate(labels), np.concatenate(scores)), tally.rows)
-    except (MetricError, ValueError) as error:
+    except MetricError as error:
         raise DataError(f"{data}: {error}") from None
 
 

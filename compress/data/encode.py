@@ -7,8 +7,9 @@ each and mapped back. An encoded row is W words of 32 bits,
     request_numeric (P) | request_ids (C) | candidate_numeric (Q) | candidate_ids (D) | label
 
 and a part is one file of them, without a header. They are read in blocks with plain reads, so
-neither preparing nor training needs memory that grows with the rows. (Counting tokens needs
-memory that grows with the distinct tokens of the vocabularies; hashed features need none.)
+neither preparing nor training needs memory that grows with the training rows. What does grow:
+counting tokens, with the distinct tokens of the vocabularies (hashed features need none); and
+judging a part, by the score and the label of each of its rows (8 bytes).
 """
 
 import json

@@ -125,6 +125,14 @@ def test_labels_of_one_class_are_an_error(exported: Bundle, test_rows: Path):
         judged(exported, test_rows)
 
 
+def test_a_file_without_rows_is_an_error(exported: Bundle, test_rows: Path):
+    """There is nothing to judge, and the message says just that."""
+    pl.read_parquet(test_rows).clear().write_parquet(test_rows)
+
+    with pytest.raises(DataError, match=r"test\.parquet: no rows to evaluate$"):
+        judged(exported, test_rows)
+
+
 def test_a_bundle_is_found_by_folder_or_by_reference(exported: Bundle, tmp_path: Path):
     """A folder needs no store; a reference needs one."""
     store = open_store(str(tmp_path / "store"))
