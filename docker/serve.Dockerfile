@@ -38,7 +38,8 @@ ENV HOME=/tmp MPLCONFIGDIR=/tmp
 
 FROM runtime AS serve
 COPY --from=build /opt/venv /opt/venv
-ENV SLIMRANK_HOST=0.0.0.0 SLIMRANK_PORT=8000 SLIMRANK_STORE=/srv/store
+# The delay is longer than the interval of the HEALTHCHECK below, which is to see it.
+ENV SLIMRANK_HOST=0.0.0.0 SLIMRANK_PORT=8000 SLIMRANK_STORE=/srv/store SLIMRANK_DRAIN_DELAY_S=6
 EXPOSE 8000
 # /readyz, not /livez: "healthy" is to mean that /rank answers.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \

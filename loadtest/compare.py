@@ -13,6 +13,7 @@ was measured; 2 where there is nothing to compare; 3 where slim is below ``--min
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -96,14 +97,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="its name; may be left out where the store holds only one")
     parser.add_argument("--prepare", type=Path, metavar="CONFIG", help="compress run it first")
     parser.add_argument("--users", type=_levels, default=[8], help="levels of load: 1,8,32")
-    parser.add_argument("--candidates", type=int, default=200, help="candidates a request")
+    parser.add_argument("--candidates", type=_count, default=200, help="candidates a request")
     parser.add_argument("--duration", type=_seconds, default=10.0, help="measured seconds a level")
     parser.add_argument("--warmup", type=_seconds, default=3.0, help="seconds before each level")
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 21), metavar="1..20")
-    parser.add_argument("--rate", type=float, default=0.0, help="requests/s by a schedule, 0: none")
-    parser.add_argument("--workers", type=int, default=1, help="processes of the service")
+    parser.add_argument("--rate", type=_rate, default=0.0, help="requests/s by a schedule, 0: none")
+    parser.add_argument("--workers", type=_count, default=1, help="processes of the service")
     parser.add_argument("--seed", type=int, default=1, help="draws the same requests again")
-    parser.add_argument("--min-ratio", type=float, help="fail if slim / dense requests/s is below")
+    parser.add_argument("--min-ratio", type=_rate, help="fail if slim / dense requests/s is below")
     parser.add_argument("--out", type=Path, default=Path("reports/loadtest"), help="result folder")
     return parser.parse_args(argv)
 
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = server.SERV
     try:
         if options.prepare:
             prepare(options.prepare, options.store)
-        options.model = options.model or traffic.only_model(options.store)
+        options.model = traffic.choose_model(options.store, options.model)
         return compare(options, command)
     except KeyboardInterrupt:
         print("loadtest: stopped", file=sys.stderr)
@@ -293,6 +294,20 @@ def _levels(text: str) -> list[int]:
     if not all(1 <= level <= MOST_USERS for level in levels):
         raise argparse.ArgumentTypeError(f"expected levels from 1 to {MOST_USERS}, got {text!r}")
     return sorted(set(levels))
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return count
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
+    return rate
 
 
 def _seconds(text: str) -> float:

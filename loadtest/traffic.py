@@ -43,11 +43,11 @@ class Pool:
     features: dict[str, list[Any]]
 
 
-def only_model(store: Path) -> str:
-    """The name of the store's bundle.
+def choose_model(store: Path, name: str | None) -> str:
+    """The name of the bundle in the store that is asked for; of the only one if none is.
 
     Raises:
-        BundleUnusable: there is no store, or it holds none or several.
+        BundleUnusable: there is no store, or it does not hold that; or several, and none is named.
     """
     names = sorted({path.parent.name for path in store.glob("*/versions")})
     if not names:
@@ -55,6 +55,10 @@ def only_model(store: Path) -> str:
             f"no bundle in {str(store)!r}: `make demo` makes one, or name a config with "
             "--prepare compress/configs/synthetic.toml"
         )
+    if name is not None and name not in names:
+        raise BundleUnusable(f"no bundle {name!r} in {str(store)!r}, only {', '.join(names)}")
+    if name is not None:
+        return name
     if len(names) > 1:
         raise BundleUnusable(f"choose one with --model: {', '.join(names)}")
     return names[0]

@@ -1,7 +1,7 @@
 """The composition root: settings in, an ASGI application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,17 +21,20 @@ from service import errors
 from service.caches import CacheOptions, open_cache
 from service.candidates import Limits
 from service.deps import Parts, header, request_id_of
-from service.errors import Fault, ServiceError
+from service.errors import Fault, ServiceError, escape
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader, NothingLoaded
 from service.metrics import Metrics
-from service.problems import SCHEMA, from_starlette, problem
+from service.problems import REQUEST_ID_HEADER, SCHEMA, from_starlette, problem, responses
 from service.routes import ROUTERS, rank
 from service.settings import Settings, shared_metrics
 
 VERSION: Final = "0.1.0"
 FOLLOW_AGAIN_S: Final = 1.0
 CANCEL_AGAIN_S: Final = 0.2
+# The statuses that the edge may answer with, whatever the route; and where it reads a body.
+ANY_METHOD: Final = (405, 500)
+ANY_BODY: Final = (413, 415, 504)
 
 log = structlog.get_logger(__name__)
 
@@ -62,11 +65,13 @@ class Service:
             await self._behind(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Start and stop. A start that fails says why in one line, not by a stack."""
+        """Start and stop. A start without a model says why in one line, not by a stack."""
         try:
             await self._api(scope, receive, _without_stack(send))
         except NothingLoaded as error:
             log.error("cannot start", reason=f"{error}")  # noqa: TRY400  the reason is whole
+        except Exception:  # the edge: the server has been told that, not why
+            log.exception("start or stop failed")
 
     async def _behind(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every other route: request ids, metrics and the log as for /rank."""
@@ -133,8 +138,10 @@ def _get_for_head(scope: Scope) -> Scope:
 
 
 def _without_stack(send: Send) -> Send:
+    """What went wrong goes to our log, not into the server's."""
+
     async def tell(message: Message) -> None:
-        if message["type"] == "lifespan.startup.failed":
+        if message["type"] in {"lifespan.startup.failed", "lifespan.shutdown.failed"}:
             message = {"type": message["type"], "message": ""}
         await send(message)
 
@@ -182,7 +189,12 @@ def create_app(
     metrics = Metrics(shared_metrics())
     cache = open_cache(
         settings.cache,
-        CacheOptions(settings.cache_timeout_s, settings.cache_ttl_s, settings.cache_poll_s),
+        CacheOptions(
+            timeout_s=settings.cache_timeout_s,
+            ttl_s=settings.cache_ttl_s,
+            poll_s=settings.cache_poll_s,
+            tell_up=metrics.cache_up.set,
+        ),
     )
     parts = Parts(
         settings=settings,
@@ -293,8 +305,20 @@ def _invalid(error: RequestValidationError) -> ServiceError:
     found = error.errors()
     if any(each["type"] == "json_invalid" for each in found):
         return errors.MalformedJson("the body is not JSON")
-    faults = [Fault("".join(f"/{part}" for part in each["loc"][1:]), each["msg"]) for each in found]
+    faults = [
+        Fault("".join(f"/{escape(str(part))}" for part in each["loc"][1:]), each["msg"])
+        for each in found
+    ]
     return errors.InvalidRequest(faults[0].detail, faults)
+
+
+def _complete(operation: dict[str, Any], statuses: Sequence[int]) -> None:
+    """Add what the edge answers for every route, and the header that it puts on every reply."""
+    replies: dict[str, Any] = operation["responses"]
+    for status, described in responses(*statuses).items():
+        replies.setdefault(str(status), described)
+    for reply in replies.values():
+        reply["headers"] = {**REQUEST_ID_HEADER, **reply.get("headers", {})}
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:
@@ -306,5 +330,8 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
         path, schemas = rank.openapi()
         document["paths"][rank.PATH] = path
         document["components"]["schemas"] |= schemas | {"Problem": SCHEMA}
+        for methods in document["paths"].values():
+            for method, operation in methods.items():
+                _complete(operation, ANY_METHOD if method == "get" else ANY_METHOD + ANY_BODY)
         api.openapi_schema = document
     return api.openapi_schema

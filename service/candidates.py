@@ -1,8 +1,9 @@
 """Candidates as requests bring them, in three shapes, as one: ids and columns of features."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from model_store.encoding import token
 from service.errors import (
@@ -13,10 +14,11 @@ from service.errors import (
     Warned,
     escape,
 )
-from service.schemas import CandidateColumns, CandidateRow, Id, RankRequest
+from service.schemas import CandidateColumns, CandidateRow, Features, Id, RankRequest
 
 Columns = dict[str, Sequence[Any]]  # feature → a value (or None) for each candidate
 MAX_FAULTS: Final = 20
+NO_FEATURES: Final[Features] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +33,27 @@ class Limits:
 NO_LIMITS: Final = Limits(candidates=2**62, session_items=2**62, id_bytes=2**62)
 
 
+class ItemFeatures(NamedTuple):
+    """The item features that a bundle declares, and those of them that its ranker kept."""
+
+    declared: Set[str]
+    kept: Set[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Candidates, whatever shape they came in.
 
     Attributes:
-        columns: the features that the request brought.
+        columns: the features that the request brought and the ranker takes.
+        undeclared: how many candidates of the request bring each feature that the bundle lacks.
         places: where each stood in the request; None if that is its own position.
         id_pattern: the JSON pointer to an id, and in ``value_pattern`` to a feature's value.
     """
 
     ids: list[str]
     columns: Columns
+    undeclared: Mapping[str, int]
     id_pattern: str
     value_pattern: str = ""
     places: Sequence[int] | None = None
@@ -52,6 +63,7 @@ class Candidates:
         return Candidates(
             ids=[self.ids[i] for i in kept],
             columns={name: [column[i] for i in kept] for name, column in self.columns.items()},
+            undeclared=self.undeclared,
             id_pattern=self.id_pattern,
             value_pattern=self.value_pattern,
             places=[self._place(i) for i in kept],
@@ -65,10 +77,6 @@ class Candidates:
         for position, item in enumerate(self.ids):
             first.setdefault(item, position)
         return list(first.values())
-
-    def counts(self) -> dict[str, int]:
-        """How many candidates bring each feature."""
-        return {name: len(column) - column.count(None) for name, column in self.columns.items()}
 
     def pointer(self, position: int, feature: str) -> str:
         """Where in the body a candidate's value of a feature stands."""
@@ -86,7 +94,7 @@ class Candidates:
         return position if self.places is None else self.places[position]
 
 
-def read_candidates(request: RankRequest, limits: Limits) -> Candidates:
+def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures) -> Candidates:
     """The candidates of a request.
 
     Raises:
@@ -95,28 +103,37 @@ def read_candidates(request: RankRequest, limits: Limits) -> Candidates:
     """
     given = request.candidates
     if isinstance(given, CandidateColumns):
-        return _columns(given, limits)
+        return _columns(given, limits, features)
     _check_count(len(given), "/candidates", limits)
     kinds = set(map(type, given))
     if CandidateRow in kinds:
-        return _rows(given, limits)
+        return _rows(given, limits, features)
     pattern = "/candidates/{}"
-    return Candidates(texts(given, pattern, limits, kinds), {}, pattern)  # type: ignore[arg-type]
+    ids = texts(given, pattern, limits, kinds)  # type: ignore[arg-type]
+    return Candidates(ids, {}, {}, pattern)
 
 
-def _columns(given: CandidateColumns, limits: Limits) -> Candidates:
+def _columns(given: CandidateColumns, limits: Limits, features: ItemFeatures) -> Candidates:
     _check_count(len(given.ids), "/candidates/ids", limits)
-    for name, column in given.features.items():
+    brought = {name: c for name, c in (given.features or {}).items() if c is not None}
+    for name, column in brought.items():
         if len(column) != len(given.ids):
             detail = f"{len(column)} values for {len(given.ids)} ids"
             fault = Fault(f"/candidates/features/{escape(name)}", detail)
             raise InvalidRequest(f"candidates: feature {name!r} has {detail}", [fault])
     pattern = "/candidates/ids/{}"
     ids = texts(given.ids, pattern, limits)
-    return Candidates(ids, dict(given.features), pattern, "/candidates/features/{name}/{place}")
+    columns: Columns = {name: c for name, c in brought.items() if name in features.kept}
+    undeclared = {
+        name: len(column) - column.count(None)
+        for name, column in brought.items()
+        if name not in features.declared
+    }
+    value_pattern = "/candidates/features/{name}/{place}"
+    return Candidates(ids, columns, undeclared, pattern, value_pattern)
 
 
-def _rows(given: Sequence[Id | CandidateRow], limits: Limits) -> Candidates:
+def _rows(given: Sequence[Id | CandidateRow], limits: Limits, features: ItemFeatures) -> Candidates:
     rows: list[CandidateRow] = []
     row_first = isinstance(given[0], CandidateRow)
     for place, candidate in enumerate(given):
@@ -126,10 +143,21 @@ def _rows(given: Sequence[Id | CandidateRow], limits: Limits) -> Candidates:
         rows.append(candidate)  # type: ignore[arg-type]
     pattern = "/candidates/{}/id"
     ids = texts([row.id for row in rows], pattern, limits)
-    # Sorted: warnings and faults must not depend on the order of a set.
-    names = sorted(set().union(*(row.features for row in rows)))
-    columns: Columns = {name: [row.features.get(name) for row in rows] for name in names}
-    return Candidates(ids, columns, pattern, "/candidates/{place}/features/{name}")
+    brought = [row.features or NO_FEATURES for row in rows]
+    names = set().union(*brought)
+    # Sorted: faults must not depend on the order of a set.
+    columns: Columns = {
+        name: [each.get(name) for each in brought] for name in sorted(names & features.kept)
+    }
+    # One pass, never a column each: a body can bring a new name with every value.
+    strange = names - features.declared
+    undeclared = Counter(
+        name
+        for each in (brought if strange else ())
+        for name, value in each.items()
+        if value is not None and name in strange
+    )
+    return Candidates(ids, columns, undeclared, pattern, "/candidates/{place}/features/{name}")
 
 
 def _check_count(count: int, pointer: str, limits: Limits) -> None:

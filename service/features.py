@@ -5,6 +5,7 @@ encoded rows (or the declared defaults), over which the request's own columns ar
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from heapq import nsmallest
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ Array = NDArray[Any]
 Tensors = dict[InputName, Array]
 REQUEST_SIDES: Final[tuple[Side, Side]] = ("user", "context")
 LARGEST: Final = float(np.finfo(np.float32).max)
+MAX_NAMED: Final = 10
 
 
 def refused(pointer: str, error: BadValue) -> InvalidRequest:
@@ -123,7 +125,7 @@ class FeaturePlan:
         self.item_id = manifest.item_id if manifest.item_id in encoders else None
         self.specs: Mapping[str, FeatureSpec] = {spec.name: spec for spec in manifest.features}
         self.encoders = encoders
-        self._declared = {
+        self.declared = {
             side: frozenset(spec.name for spec in manifest.features if spec.side == side)
             for side in ("user", "context", "item")
         }
@@ -194,19 +196,26 @@ class FeaturePlan:
         tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
 
     def undeclared(self, side: Side, counts: Mapping[str, int]) -> list[Warned]:
-        """A warning for each feature that the bundle does not declare on that side.
+        """A warning for each of the first few features that a side lacks, and one for the rest.
 
         Args:
             side: where the request carries them.
-            counts: feature name → how often it came.
+            counts: feature name → how often it came with a value; declared ones do not matter.
         """
+        declared = self.declared[side]
+        strange = {name: n for name, n in counts.items() if n and name not in declared}
         warned = []
-        for name in sorted(counts.keys() - self._declared[side]):
+        for name in nsmallest(MAX_NAMED, strange):
             spec = self.specs.get(name)
             hint = "" if spec is None else f"; it belongs to the {spec.side} side"
             warned.append(
                 Warned(
-                    "undeclared_feature", f"{side} feature {name!r} is ignored{hint}", counts[name]
+                    "undeclared_feature",
+                    f"{side} feature {name!r} is ignored{hint}",
+                    strange.pop(name),
                 )
             )
+        if strange:
+            detail = f"{len(strange)} more {side} features are ignored"
+            warned.append(Warned("undeclared_feature", detail, sum(strange.values())))
         return warned

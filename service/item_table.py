@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.manifest import InputName
 from service.caches import Blob, Blobs
-from service.errors import CacheUnavailable
 from service.features import Tensors
 
 UNKNOWN: Final = -1
@@ -62,12 +61,8 @@ class ItemTable:
         return blobs
 
     @classmethod
-    def unpack(cls, blobs: Blobs) -> Self:
-        """From what `pack` made; the tensors are views of the blobs.
-
-        Raises:
-            CacheUnavailable: it is not that.
-        """
+    def unpack(cls, blobs: Blobs) -> Self | None:
+        """From what `pack` made, None if it is not that; the tensors are views of the blobs."""
         try:
             ids = orjson.loads(blobs[_IDS])
             values = orjson.loads(blobs[_VALUES]) if _VALUES in blobs else None
@@ -77,8 +72,8 @@ class ItemTable:
                     _, tensor, dtype = name.split(":")
                     tensors[tensor] = np.frombuffer(blob, dtype).reshape(len(ids), -1)
             return cls(ids, tensors, values)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheUnavailable(f"the cached item table cannot be read: {error!r}") from None
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.intp]:
         """(N,) rows, -1 for unknown items."""

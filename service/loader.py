@@ -163,13 +163,13 @@ class Loader:
                 detail = f"name one of the models: {', '.join(names) or 'none is served'}"
                 return errors.InvalidRequest(detail, [Fault("/model", detail)])
             ref = self._default or names[0]
-        name, _, selector = ref.partition("@")
+        name, at, selector = ref.partition("@")
         mine = [slot for slot in self.slots if slot.name == name]
         if not mine:
             return errors.ModelNotFound(
                 f"no model {name!r}; there are: {', '.join(names) or 'none'}"
             )
-        if selector and selector not in {slot.selector for slot in mine}:
+        if at and selector not in {slot.selector for slot in mine}:
             loaded = sorted(key for key in self._served if key and key.startswith(f"{name}@"))
             return errors.VersionNotFound(f"{ref!r} is not loaded; there are: {', '.join(loaded)}")
         # Why stands in the log and in GET /models: it may name the store's path.
@@ -296,7 +296,6 @@ class Loader:
         while True:
             await asyncio.sleep(every_s)
             await self.sync()
-            self._metrics.cache_up.set(self._cache.up)
 
     async def follow_cache(self) -> None:
         """Sync when the cache says that something was activated, for ever."""
@@ -304,7 +303,6 @@ class Loader:
             async for _ in changes:
                 await self.sync()
                 await self._refill()
-                self._metrics.cache_up.set(self._cache.up)
 
     async def _refill(self) -> None:
         """Put the tables that are served into a cache that came back without them."""
@@ -343,15 +341,14 @@ class Loader:
         operations = self._metrics.cache_operations
         try:
             blobs = await self._cache.get(bundle.digest)
-            if blobs is not None:
-                table = await asyncio.to_thread(ItemTable.unpack, blobs)
-                operations.labels("hit").inc()
-                return table
-            operations.labels("miss").inc()
         except CacheUnavailable as error:
             operations.labels("error").inc()
             log.warning("cache away, loading from the bundle", reason=error.detail)
             return await asyncio.to_thread(ItemTable.read, bundle)
+        cached = None if blobs is None else await asyncio.to_thread(ItemTable.unpack, blobs)
+        operations.labels("miss" if cached is None else "hit").inc()
+        if cached is not None:
+            return cached
         table = await asyncio.to_thread(ItemTable.read, bundle)
         with suppress(CacheUnavailable):
             await self._put(bundle.digest, table)

@@ -70,12 +70,31 @@ SCHEMA: Final[dict[str, Any]] = {
 }
 
 
+def _text(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+REQUEST_ID_HEADER: Final = {"X-Request-ID": _text("The caller's, or a new one.")}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "When to come back, in s.", "schema": {"type": "integer"}}
+}
+_WWW_AUTHENTICATE: Final = {"WWW-Authenticate": _text("How to send a key.")}
+HEADERS: Final[Mapping[int, dict[str, Any]]] = {
+    401: _WWW_AUTHENTICATE,
+    403: _WWW_AUTHENTICATE,
+    405: {"Allow": _text("The methods that the route takes.")},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI of problems of those statuses."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
+            "headers": HEADERS.get(status, {}),
             "content": {PROBLEM_JSON: {"schema": schema}},
         }
         for status in statuses

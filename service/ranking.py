@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from model_store.errors import BadValue
 from model_store.manifest import FeatureSpec, Manifest
 from service.candidates import (
+    NO_FEATURES,
     NO_LIMITS,
     Candidates,
     Columns,
+    ItemFeatures,
     Limits,
     check_session,
     read_candidates,
@@ -22,8 +24,6 @@ from service.features import FeaturePlan, Tensors, refused
 from service.item_table import ItemTable
 from service.schemas import Features, RankRequest
 from service.scorer import OrtScorer
-
-NOTHING: Final[Features] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Ranking:
         self.flops_per_candidate = manifest.flops
         self.table = table
         self._plan, self._scorer = plan, scorer
+        self._item_features = ItemFeatures(plan.declared["item"], plan.item_encoders.keys())
 
     @property
     def items(self) -> int:
@@ -84,7 +85,7 @@ class Ranking:
             TooManyCandidates: more than the limit.
             UnknownItem: a candidate is unknown and the caller asked to refuse such ones.
         """
-        candidates = read_candidates(request, limits)
+        candidates = read_candidates(request, limits, self._item_features)
         warnings = check_session(request, limits)
         if (first := candidates.first_of_each()) is not None:
             given = len(candidates.ids)
@@ -103,11 +104,11 @@ class Ranking:
             candidates, unknown = candidates.only(kept), []
             rows = None if rows is None else rows[kept]
         feeds = self._candidate_side(candidates, rows, unknown)
-        user, context = request.user or NOTHING, request.context or NOTHING
+        user, context = request.user or NO_FEATURES, request.context or NO_FEATURES
         feeds |= self._plan.request(user, context)
-        warnings += self._plan.undeclared("user", dict.fromkeys(user, 1))
-        warnings += self._plan.undeclared("context", dict.fromkeys(context, 1))
-        warnings += self._plan.undeclared("item", candidates.counts())
+        warnings += self._plan.undeclared("user", _given(user))
+        warnings += self._plan.undeclared("context", _given(context))
+        warnings += self._plan.undeclared("item", candidates.undeclared)
         return Prepared(
             ids=candidates.ids,
             feeds=feeds,
@@ -139,8 +140,7 @@ class Ranking:
         if plan.item_id is not None and unstored:
             plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], unstored)
         for name, column in candidates.columns.items():
-            if name in plan.item_encoders:
-                self._overlay(feeds, name, column, candidates)
+            self._overlay(feeds, name, column, candidates)
         return feeds
 
     def _overlay(
@@ -210,7 +210,7 @@ class Ranking:
         places: Sequence[int],
     ) -> None:
         """Add the value of every feature that was used, and where it came from."""
-        sides = {"user": request.user or NOTHING, "context": request.context or NOTHING}
+        sides = {"user": request.user or NO_FEATURES, "context": request.context or NO_FEATURES}
         specs = [spec for spec in self.manifest.features if spec.name in self._plan.encoders]
         body["request_features"] = {
             spec.name: _explained(spec, sides[spec.side].get(spec.name), None)
@@ -242,6 +242,11 @@ class Ranking:
         if brought is None and stored is None and spec.name == self.manifest.item_id:
             return {"value": prepared.ids[place], "source": "request"}
         return _explained(spec, brought, stored)
+
+
+def _given(side: Features) -> dict[str, int]:
+    """The features of the request side that came with a value: once each."""
+    return {name: 1 for name, value in side.items() if value is not None}
 
 
 def _explained(spec: FeatureSpec, brought: Any, stored: Any) -> dict[str, Any]:

@@ -15,14 +15,14 @@ class CandidateRow(Struct, gc=False, forbid_unknown_fields=True):
     """A candidate with features of its own, which win over the catalogue's."""
 
     id: Id
-    features: Features = {}
+    features: Features | None = None
 
 
 class CandidateColumns(Struct, gc=False, forbid_unknown_fields=True):
     """Candidates as columns: ids, and for each feature one value (or null) per id."""
 
     ids: list[Id]
-    features: dict[str, list[Any]] = {}
+    features: dict[str, list[Any] | None] | None = None
 
 
 class RankRequest(Struct, gc=False, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 import json
 import os
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -22,7 +23,9 @@ class SettingsInvalid(Exception):
 class Settings(BaseSettings):
     """What can be set: as ``SLIMRANK_`` and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     store: str = Field(
         default="store", description="Where bundles are: a folder or an fsspec URL (s3://...)."
@@ -165,6 +168,20 @@ class Settings(BaseSettings):
     def _has_scheme(cls, value: str) -> str:
         if "://" not in value:
             raise ValueError(f"expected a URL like memory:// or redis://host:6379/0, got {value!r}")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str | None) -> str | None:
+        # The server takes what is no address for a name that no connection ever has.
+        for part in (value or "").split(","):
+            try:
+                if part.strip() not in {"", "*"}:
+                    ip_network(part.strip())
+            except ValueError:
+                raise ValueError(
+                    f"expected addresses, networks (10.0.0.0/8) or *, got {part.strip()!r}"
+                ) from None
         return value
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """What a cache is: item tables by bundle digest, and the signal that some model was activated."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,11 +16,13 @@ class CacheOptions:
         timeout_s: for one round trip.
         ttl_s: how long a table that nobody asks for stays.
         poll_s: how often to look for activations where none are pushed.
+        tell_up: told whether the cache answered, each time that it is asked.
     """
 
     timeout_s: float
     ttl_s: int
     poll_s: float
+    tell_up: Callable[[bool], None] = lambda _: None
 
 
 class TableCache(Protocol):

@@ -18,11 +18,12 @@ class MemoryCache:
 
     up: Final = True
 
-    def __init__(self, url: str, options: CacheOptions) -> None:  # noqa: ARG002  nothing to choose
+    def __init__(self, url: str, options: CacheOptions) -> None:
         if url != "memory://":
             raise ValueError(f"expected memory://, got {url!r}")
         self._tables: OrderedDict[str, Blobs] = OrderedDict()
         self._activated = asyncio.Event()
+        options.tell_up(self.up)
 
     async def get(self, digest: str) -> Blobs | None:
         """The blobs put under a digest."""

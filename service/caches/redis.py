@@ -10,12 +10,12 @@ Keys, ``<hex>`` being the bundle's digest (the braces keep a bundle's keys on on
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from hashlib import sha256
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-import orjson
+import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
@@ -33,6 +33,21 @@ EPOCH: Final = "slimrank:epoch"
 CHANNEL: Final = "slimrank:activated"
 FIRST_BACKOFF_S: Final = 0.1
 LONGEST_BACKOFF_S: Final = 5.0
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A blob in the manifest: its length, its hash, and in how many chunks it lies."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: str
+    chunks: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What lies under a digest: blob → part."""
+
+    format: int
+    blobs: dict[str, Part]
 
 
 class RedisCache:
@@ -58,56 +73,58 @@ class RedisCache:
     async def get(self, digest: str) -> Blobs | None:
         """The blobs put under a digest, None if they are not there, whole and undamaged."""
         with self._failures():
-            raw = await self._client.get(_key(digest, "manifest"))
-            manifest = _manifest(raw)
+            manifest = _manifest(await self._client.get(_key(digest, "manifest")))
             if manifest is None:
                 return None
             blobs: dict[str, bytes] = {}
-            for name, entry in manifest.items():
-                keys = [_key(digest, f"{name}:{i}") for i in range(entry["chunks"])]
-                blob = await self._read(keys)
-                if len(blob) != entry["bytes"] or sha256(blob).hexdigest() != entry["sha256"]:
+            for name, part in manifest.items():
+                blob = await self._read(digest, name, part)
+                if blob is None:
                     return None
                 blobs[name] = blob
             await self._touch(digest, manifest)
         return blobs
 
-    async def _read(self, keys: list[str]) -> bytes:
+    async def _read(self, digest: str, name: str, part: Part) -> bytes | None:
+        """A blob, None if it is not what its part of the manifest says."""
         chunks: list[Any] = []
-        for start in range(0, len(keys), CHUNKS_A_READ):
-            found = await self._client.mget(keys[start : start + CHUNKS_A_READ])
-            chunks += (chunk or b"" for chunk in found)
-        return b"".join(chunks)
+        for start in range(0, part.chunks, CHUNKS_A_READ):
+            numbers = range(start, min(start + CHUNKS_A_READ, part.chunks))
+            chunks += await self._client.mget([_key(digest, f"{name}:{i}") for i in numbers])
+            # At the first gap: what a manifest claims may be without end.
+            if None in chunks[start:]:
+                return None
+        blob = b"".join(chunks)
+        intact = len(blob) == part.bytes and sha256(blob).hexdigest() == part.sha256
+        return blob if intact else None
 
-    async def _touch(self, digest: str, manifest: dict[str, Any]) -> None:
+    async def _touch(self, digest: str, manifest: Mapping[str, Part]) -> None:
         pipe = self._client.pipeline(transaction=False)
         pipe.expire(_key(digest, "manifest"), self._options.ttl_s)
-        for name, entry in manifest.items():
-            for i in range(entry["chunks"]):
+        for name, part in manifest.items():
+            for i in range(part.chunks):
                 pipe.expire(_key(digest, f"{name}:{i}"), self._options.ttl_s)
         await pipe.execute()
 
     async def has(self, digest: str) -> bool:
-        """Whether there are blobs under a digest."""
+        """Whether there is a manifest that makes sense under a digest."""
         with self._failures():
-            return bool(await self._client.exists(_key(digest, "manifest")))
+            return _manifest(await self._client.get(_key(digest, "manifest"))) is not None
 
     async def put(self, digest: str, blobs: Blobs) -> None:
         """Keep blobs under a digest."""
-        manifest = {}
+        manifest: dict[str, Part] = {}
         with self._failures():
             for name, blob in blobs.items():
                 view = memoryview(blob)
-                starts = range(0, len(view), CHUNK_BYTES)
-                for i, start in enumerate(starts):
+                for i, start in enumerate(range(0, len(view), CHUNK_BYTES)):
                     chunk = bytes(view[start : start + CHUNK_BYTES])
                     await self._client.set(
                         _key(digest, f"{name}:{i}"), chunk, ex=self._options.ttl_s
                     )
-                manifest[name] = {
-                    "bytes": len(view), "sha256": sha256(view).hexdigest(), "chunks": len(starts)
-                }  # fmt: skip
-            body = orjson.dumps({"format": FORMAT, "blobs": manifest})
+                chunks = _chunks(len(view))
+                manifest[name] = Part(len(view), sha256(view).hexdigest(), chunks)
+            body = msgspec.json.encode(Manifest(FORMAT, manifest))
             await self._client.set(_key(digest, "manifest"), body, ex=self._options.ttl_s)
 
     async def announce(self, model: str, version: str) -> None:
@@ -162,20 +179,31 @@ class RedisCache:
         try:
             yield
         except (RedisError, OSError, TimeoutError) as error:
-            self._up = False
+            self._tell(up=False)
             raise CacheUnavailable(f"Redis does not answer: {error!r}") from error
-        self._up = True
+        self._tell(up=True)
+
+    def _tell(self, *, up: bool) -> None:
+        self._up = up
+        self._options.tell_up(up)
 
 
 def _key(digest: str, part: str) -> str:
     return f"slimrank:{{{digest.removeprefix('sha256:')}}}:{part}"
 
 
-def _manifest(raw: bytes | str | None) -> dict[str, Any] | None:
+def _manifest(raw: bytes | str | None) -> dict[str, Part] | None:
+    """The parts that a manifest names; None if there is none or it makes no sense."""
     if raw is None:
         return None
     try:
-        manifest = orjson.loads(raw)
-        return dict(manifest["blobs"]) if manifest["format"] == FORMAT else None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    parts = manifest.blobs
+    sound = all(part.chunks == _chunks(part.bytes) for part in parts.values())
+    return parts if manifest.format == FORMAT and sound else None
+
+
+def _chunks(size: int) -> int:
+    return -(-size // CHUNK_BYTES)

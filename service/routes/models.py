@@ -1,12 +1,13 @@
 """GET /models, and the changes of what is served."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model_store.manifest import Card, Kind, Side
 from model_store.store import Entry
+from service.candidates import text_of
 from service.deps import Parts, PartsDep, requires, takes_json
 from service.loader import Activated, Slot
 from service.problems import responses
@@ -80,12 +81,21 @@ class Models(BaseModel):
     models: list[ModelSummary]
 
 
+def _text(given: Any) -> Any:
+    """7 and 7.0 are "7", as in ids; true is no number."""
+    return text_of(given) if type(given) in {int, float} else given
+
+
 class Activation(BaseModel):
     """Which version to serve."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: str | int = Field(description="A version of the store, or an alias.")
+    # Not `str | int`: pydantic puts the branches of a union into the pointer.
+    version: Annotated[str, BeforeValidator(_text)] = Field(
+        description="A version of the store, or an alias.",
+        json_schema_extra={"type": ["string", "integer"]},
+    )
 
 
 class ActivationReply(BaseModel):
@@ -118,18 +128,18 @@ async def model(name: str, parts: PartsDep) -> Model:
 
 @router.post(
     "/models/{name}/activate",
-    responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=responses(400, 401, 403, 404, 409, 422, 503),
     dependencies=[Depends(requires("admin")), Depends(takes_json)],
 )
 async def activate(name: str, body: Activation, parts: PartsDep) -> ActivationReply:
     """Serve another version: it is built, checked and warmed beside the one that serves."""
     parts.drain.check()
-    return _reply(await parts.loader.activate(name, str(body.version)))
+    return _reply(await parts.loader.activate(name, body.version))
 
 
 @router.post(
     "/models/{name}/rollback",
-    responses=responses(401, 403, 404, 409, 413, 422, 503),
+    responses=responses(400, 401, 403, 404, 409, 422, 503),
     dependencies=[Depends(requires("admin"))],
 )
 async def rollback(name: str, parts: PartsDep) -> ActivationReply:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from service import errors
-from service.candidates import text_of
+from service.candidates import texts
 from service.deps import Parts, check_media_type, header, request_id_of
 from service.errors import ServiceError
 from service.problems import Header, problem, responses
@@ -107,14 +107,16 @@ class RankEndpoint:
         clock.lap("queue")
         _check_deadline(deadline)
         request = parse_rank(body)
+        limits = self._parts.limits
+        own = request_id if request.id is None else texts([request.id], "/id", limits)[0]
         ranking = self._parts.loader.resolve(request.model)
         clock.lap("parse")
-        prepared = ranking.prepare(request, self._parts.limits)
+        prepared = ranking.prepare(request, limits)
         clock.lap("features")
         clock.ranking, clock.prepared = ranking, prepared
         scores = await self._score(ranking, prepared, deadline)
         clock.lap("score")
-        reply: dict[str, Any] = {"id": request_id if request.id is None else text_of(request.id)}
+        reply: dict[str, Any] = {"id": own}
         reply |= ranking.answer(request, prepared, scores)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -220,10 +222,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float
     """The whole body, never more than the limit of it.
 
     Raises:
+        UnsupportedMediaType: it is compressed.
         BodyTooLarge: it is, or says it will be, longer.
         DeadlineExceeded: it did not arrive in time.
         Disconnected: the caller went away.
     """
+    coding = header(scope["headers"], b"content-encoding")
+    if coding is not None and coding.strip().lower() not in {b"", b"identity"}:
+        raise errors.UnsupportedMediaType(
+            f"Content-Encoding: expected none, got {coding.decode('latin-1')!r}"
+        )
     declared = header(scope["headers"], b"content-length")
     if declared is not None and declared.isdigit() and int(declared[:MAX_DIGITS]) > limit:
         raise _too_large(int(declared[:MAX_DIGITS]), limit)
@@ -257,7 +265,7 @@ def _deadline(headers: list[Header], started: float) -> float:
     if value is None:
         return math.inf
     try:
-        budget_ms = float(value)
+        budget_ms = math.nan if b"_" in value else float(value)  # Python's own 1_000
     except ValueError:
         budget_ms = math.nan
     if math.isnan(budget_ms):
@@ -302,7 +310,7 @@ def openapi() -> tuple[dict[str, Any], dict[str, Any]]:
     return {"post": operation}, schemas
 
 
-PROBLEM_STATUSES: Final = (400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503, 504)
+PROBLEM_STATUSES: Final = (400, 401, 403, 404, 422, 429, 503)
 _TEXT: Final = {"schema": {"type": "string"}}
 PARAMETERS: Final[list[dict[str, Any]]] = [
     {"name": "X-Request-ID", "in": "header", "description": "Echoed; made if absent.", **_TEXT},
@@ -314,7 +322,6 @@ PARAMETERS: Final[list[dict[str, Any]]] = [
     },
 ]
 REPLY_HEADERS: Final[dict[str, Any]] = {
-    "X-Request-ID": {"description": "The caller's, or a new one.", **_TEXT},
     "X-Model-Version": {"description": "The version that ranked.", **_TEXT},
     "Server-Timing": {"description": "Time by stage.", **_TEXT},
 }

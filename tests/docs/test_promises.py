@@ -46,12 +46,19 @@ def test_the_operations_guide_names_no_unknown_setting() -> None:
 
 
 def test_the_composition_waits_for_the_way_out() -> None:
-    """Docker kills no worker that still answers: its patience exceeds the drain's defaults."""
-    found = re.search(r"stop_grace_period: (\d+)s", (ROOT / "docker/compose.yaml").read_text())
-    settings = Settings()
+    """Docker kills no worker that still answers, and sees it unready before it goes."""
+    image = (ROOT / "docker/serve.Dockerfile").read_text()
+    patience_s = _number(r"stop_grace_period: (\d+)s", (ROOT / "docker/compose.yaml").read_text())
+    delay_s = _number(r"SLIMRANK_DRAIN_DELAY_S=(\d+)", image)
 
-    assert found is not None
-    assert int(found[1]) > settings.drain_delay_s + settings.drain_timeout_s
+    assert patience_s > delay_s + Settings().drain_timeout_s
+    assert delay_s > _number(r"HEALTHCHECK --interval=(\d+)s", image)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, pattern
+    return int(found[1])
 
 
 def test_each_metric_is_in_the_operations_guide() -> None:

@@ -161,6 +161,16 @@ def test_no_store_names_the_command_that_makes_one(
     assert "--prepare" in said
 
 
+def test_model_that_the_store_lacks_is_told(
+    run: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt --model is 2, with what there is, before any service is started."""
+    status = run("--model", "nope")
+
+    assert status == compare.NOTHING_TO_COMPARE
+    assert "no bundle 'nope'" in capsys.readouterr().err
+
+
 def test_service_that_does_not_start_is_told(
     run: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,10 +189,23 @@ def test_service_and_generator_get_cores_of_their_own() -> None:
     assert compare.split_cores([0], 1) == compare.Cores(None, None)
 
 
-@pytest.mark.parametrize("flags", [["--users", "0"], ["--users", "999"], ["--duration", "9999"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--users", "0"],
+        ["--users", "999"],
+        ["--duration", "9999"],
+        ["--candidates", "0"],
+        ["--candidates", "-3"],
+        ["--workers", "0"],
+        ["--rate", "-5"],
+        ["--rate", "nan"],
+        ["--min-ratio", "nan"],
+    ],
+)
 def test_load_is_bounded(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Users and seconds beyond the bounds are refused before anything starts."""
-    with pytest.raises(SystemExit):
+    """What makes no load is refused before anything starts."""
+    with pytest.raises(SystemExit, match="2"):
         compare.parse(flags)
 
     assert "expected" in capsys.readouterr().err

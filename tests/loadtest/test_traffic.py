@@ -63,13 +63,13 @@ def test_missing_file_is_named(bundle: Path) -> None:
 
 def test_only_bundle_of_a_store_needs_no_name(store: Path) -> None:
     """One bundle is chosen by itself; of two, one has to be named; of none, the way is shown."""
-    assert traffic.only_model(store) == "ctr"
+    assert traffic.choose_model(store, None) == "ctr"
 
     (store / "films" / "versions").mkdir(parents=True)
     with pytest.raises(traffic.BundleUnusable, match="ctr, films"):
-        traffic.only_model(store)
+        traffic.choose_model(store, None)
     with pytest.raises(traffic.BundleUnusable, match="make demo"):
-        traffic.only_model(store / "elsewhere")
+        traffic.choose_model(store / "elsewhere", None)
 
 
 QUERY = traffic.Query(b"", frozenset({"a", "b"}))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from model_store.store import Store
 from service.app import create_app
@@ -149,6 +150,18 @@ async def test_only_json_in_utf_8_is_taken(
     assert reply.status_code == status
 
 
+@pytest.mark.parametrize("path", ["/rank", "/models/ctr/activate", "/models/ctr/rollback"])
+async def test_a_compressed_body_is_refused_by_its_coding(serve: Serve, path: str) -> None:
+    """415 that names the header: nothing here unpacks, and "not JSON" would mislead."""
+    async with serve() as client:
+        packed = await client.post(path, content=b"x", headers={"Content-Encoding": "gzip"})
+        plain = await client.post(path, json={}, headers={"Content-Encoding": "identity"})
+
+    assert (packed.status_code, packed.json()["code"]) == (415, "unsupported_media_type")
+    assert "Content-Encoding" in packed.json()["detail"]
+    assert plain.status_code != 415
+
+
 async def test_too_many_candidates_are_refused(serve: Serve) -> None:
     """422 with the contract's own words."""
     async with serve(max_candidates=3) as client:
@@ -177,6 +190,7 @@ async def test_too_many_candidates_are_refused(serve: Serve) -> None:
         ("ctr@prod", 200, None),
         ("ctr@2", 404, "version_not_found"),
         ("ctr@canary", 404, "version_not_found"),
+        ("ctr@", 404, "version_not_found"),
         ("other", 404, "model_not_found"),
         ("", 404, "model_not_found"),
     ],
@@ -201,6 +215,7 @@ async def test_models_are_named_by_name_version_or_alias(
         ({"X-Deadline-Ms": "-5"}, 504, "deadline_exceeded"),
         ({"X-Deadline-Ms": "soon"}, 422, "invalid_request"),
         ({"X-Deadline-Ms": "nan"}, 422, "invalid_request"),
+        ({"X-Deadline-Ms": "1_000"}, 422, "invalid_request"),
     ],
 )
 async def test_the_callers_deadline_is_kept(
@@ -445,6 +460,40 @@ async def test_a_start_without_any_model_fails_and_says_why(store: Store) -> Non
     with pytest.raises(AssertionError, match=r"startup\.failed"):
         async with lifespan(service):
             pass
+
+
+async def test_a_start_that_fails_by_accident_leaves_its_stack_in_the_log(
+    store: Store,
+) -> None:
+    """Only the lack of a model is a line; anything else is a fault to be found."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("accident")
+
+    service = create_app(Settings(store=store.url), started=fail)
+
+    with capture_logs() as logs, pytest.raises(AssertionError, match=r"startup\.failed"):
+        async with lifespan(service):
+            pass
+
+    assert [(line["event"], line["exc_info"]) for line in logs if line["log_level"] == "error"] == [
+        ("start or stop failed", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("prod", 200), (1, 200), (1.0, 200), (True, 422), (None, 422), ([], 422)],
+)
+async def test_a_version_is_text_or_a_number(serve: Serve, version: Any, status: int) -> None:
+    """As ids are; true is not 1. A fault points at the field, and at nothing within."""
+    async with serve() as client:
+        reply = await client.post("/models/ctr/activate", json={"version": version})
+
+    assert reply.status_code == status
+    assert [fault["pointer"] for fault in reply.json().get("errors", [])] == ["/version"] * (
+        status != 200
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What every cache must hold to, over the registry; and Redis coming and going."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -131,6 +132,62 @@ async def test_a_damaged_table_in_redis_is_a_miss(empty_redis: Any, harm: str) -
         assert await cache.get(ONE) is None
 
 
+PART = {"bytes": 1, "sha256": "0" * 64, "chunks": 1}
+
+
+@pytest.mark.parametrize(
+    "blobs",
+    [
+        None,
+        [PART],
+        {"a": 3},
+        {"a": {}},
+        {"a": {**PART, "bytes": -1}},
+        {"a": {**PART, "bytes": "1"}},
+        {"a": {**PART, "sha256": 7}},
+        {"a": {**PART, "chunks": -1}},
+        {"a": {**PART, "chunks": 1_000_000_000}},
+    ],
+)
+async def test_a_manifest_in_redis_that_makes_no_sense_is_a_miss(
+    empty_redis: Any, blobs: Any
+) -> None:
+    """It is as if nothing were there, so that somebody puts the table anew."""
+    async with opened(empty_redis.url) as cache:
+        with empty_redis.client() as client:
+            body = json.dumps({"format": 1, "blobs": blobs})
+            client.set(f"slimrank:{{{'1' * 64}}}:manifest", body)
+
+        assert await cache.get(ONE) is None
+        assert not await cache.has(ONE)
+
+
+async def test_a_table_in_redis_is_read_up_to_its_first_gap(empty_redis: Any) -> None:
+    """A manifest may claim any size; its chunks are believed as they come."""
+    part = {**PART, "bytes": CHUNK_BYTES * 10**12, "chunks": 10**12}
+    async with opened(empty_redis.url) as cache, asyncio.timeout(10):
+        with empty_redis.client() as client:
+            body = json.dumps({"format": 1, "blobs": {"a": part}})
+            client.set(f"slimrank:{{{'1' * 64}}}:manifest", body)
+
+        assert await cache.get(ONE) is None
+
+
+async def test_the_service_replaces_a_manifest_that_makes_no_sense(
+    serve: Serve, empty_redis: Any, store: Any
+) -> None:
+    """It starts, activates, and leaves tables that the next one finds."""
+    keys = [f"slimrank:{{{store.open(f'ctr@{v}').bundle.digest[7:]}}}:manifest" for v in ("1", "2")]
+    with empty_redis.client() as redis:
+        for key in keys:
+            redis.set(key, b'{"format": 1, "blobs": {"ids": 3}}')
+        async with serve(cache=empty_redis.url) as client:
+            activated = await client.post("/models/ctr/activate", json={"version": "2"})
+
+        assert activated.status_code == 200
+        assert all(b"sha256" in redis.get(key) for key in keys)
+
+
 async def test_tables_in_redis_expire_unless_they_are_used(empty_redis: Any) -> None:
     """Every key has a time to live, renewed on each read."""
     async with opened(empty_redis.url) as cache:
@@ -194,13 +251,17 @@ async def test_the_service_fills_redis_and_loads_from_it(serve: Serve, empty_red
 async def test_a_table_in_redis_that_makes_no_sense_is_not_used(
     serve: Serve, empty_redis: Any, store: Any
 ) -> None:
-    """Right checksums over nonsense: the bundle's own is loaded."""
+    """Right checksums over nonsense: the bundle's own is loaded, and put in its place."""
     digest = store.open("ctr@1").bundle.digest
     async with opened(empty_redis.url) as cache:
         await cache.put(digest, {"ids": b"3"})
     async with serve(cache=empty_redis.url) as client:
         reply = await client.rank(["i1"])
+    async with opened(empty_redis.url) as cache:
+        blobs = await cache.get(digest)
 
+    assert blobs is not None
+    assert bytes(blobs["ids"]) != b"3"
     assert "cold" not in reply.json()["items"][0]
 
 
@@ -237,3 +298,19 @@ async def test_the_service_starts_and_goes_on_without_redis(serve: Serve, empty_
     assert statuses == {200}
     assert (ready.status_code, [n["code"] for n in ready.json()["notes"]]) == (200, ["cache_down"])
     assert activated.status_code == 200
+
+
+async def test_the_metrics_follow_redis_whether_or_not_the_store_is_polled(
+    serve: Serve, empty_redis: Any
+) -> None:
+    """The cache itself tells: an outage shows as soon as it has been noticed."""
+    async with serve(cache=empty_redis.url, cache_poll_s=0.02, store_poll_s=0) as client:
+
+        async def shown(value: str) -> bool:
+            return f"slimrank_cache_up {value}" in (await client.get("/metrics")).text
+
+        await until(lambda: shown("1.0"))
+        await asyncio.to_thread(empty_redis.stop)
+        await until(lambda: shown("0.0"))
+        await asyncio.to_thread(empty_redis.start)
+        await until(lambda: shown("1.0"))

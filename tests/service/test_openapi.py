@@ -84,6 +84,22 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     assert names <= document["components"]["schemas"].keys()
 
 
+def test_every_operation_documents_what_the_edge_answers(document: dict[str, Any]) -> None:
+    """Wrong methods, faults of ours, bodies that cannot be read; and the headers of replies."""
+    for methods in document["paths"].values():
+        for method, operation in methods.items():
+            replies = operation["responses"]
+
+            assert replies.keys() >= {"405", "500"}
+            assert method == "get" or replies.keys() >= {"400", "413", "415", "504"}
+            for status, reply in replies.items():
+                problem = "application/problem+json" in reply["content"]
+                assert "X-Request-ID" in reply["headers"]
+                assert ("WWW-Authenticate" in reply["headers"]) == (status in {"401", "403"})
+                assert ("Allow" in reply["headers"]) == (status == "405")
+                assert ("Retry-After" in reply["headers"]) == (problem and status in {"429", "503"})
+
+
 @pytest.mark.slow
 def test_replies_are_what_the_document_says(service: Service, client: TestClient) -> None:
     """Whatever is sent: status, media type and body are documented, and nothing is a 500."""

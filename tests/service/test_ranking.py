@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from service.candidates import NO_LIMITS, ItemFeatures, read_candidates
+from service.schemas import CandidateRow, RankRequest
 from tests.service.conftest import (
     COLD_LOGIT,
     ITEMS,
@@ -206,6 +208,62 @@ async def test_undeclared_features_are_ignored_with_a_warning(serve: Serve) -> N
     }
 
 
+async def test_of_many_undeclared_features_the_first_are_named_and_the_rest_counted(
+    serve: Serve,
+) -> None:
+    """A body of nothing but new names does not get as many warnings back."""
+    many = {f"x{n:02}": 1 for n in range(12)}
+    async with serve() as client:
+        rows = await ranked(client, [{"id": item, "features": many} for item in ("i1", "i2")])
+        columns = await ranked(
+            client, {"ids": ["i1", "i2"], "features": {name: [1, 1] for name in many}}
+        )
+
+    assert rows["warnings"] == columns["warnings"]
+    assert [w["detail"] for w in rows["warnings"]] == [
+        *(f"item feature 'x{n:02}' is ignored" for n in range(10)),
+        "2 more item features are ignored",
+    ]
+    assert [w["count"] for w in rows["warnings"]] == [2] * 10 + [4]
+
+
+def test_undeclared_features_of_rows_get_no_columns() -> None:
+    """Names times rows would be gigabytes: only what the ranker takes is spread out."""
+    rows = [CandidateRow(f"i{n}", {f"x{n}": 1, "price": n, "year": n}) for n in range(3)]
+    features = ItemFeatures(declared={"price", "year", "genres"}, kept={"price", "genres"})
+
+    found = read_candidates(RankRequest(rows), NO_LIMITS, features)
+
+    assert found.columns == {"price": [0, 1, 2]}
+    assert found.undeclared == {"x0": 1, "x1": 1, "x2": 1}
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        [{"id": "i1", "features": None}],
+        [{"id": "i1", "features": {"price": None, "colour": None}}],
+        {"ids": ["i1"], "features": None},
+        {"ids": ["i1"], "features": {"price": None, "colour": None}},
+        {"ids": ["i1"], "features": {"price": [None], "colour": [None]}},
+    ],
+)
+async def test_null_is_the_same_as_nothing(serve: Serve, candidates: Any) -> None:
+    """Features, a column and each field may be null; no warning tells of what did not come."""
+    nothing = dict.fromkeys(
+        ("id", "model", "session_items", "top_k", "unknown_items", "explain", "shape")
+    )
+    async with serve() as client:
+        plain = await ranked(client, ["i1"])
+        nulls = await ranked(
+            client, candidates, **nothing, user={"shoe": None}, context={"age": None}
+        )
+        sides = await ranked(client, candidates, **nothing, user=None, context=None)
+
+    assert plain["items"] == nulls["items"] == sides["items"]
+    assert nulls["warnings"] == sides["warnings"] == []
+
+
 async def test_session_items_are_ignored_with_a_warning_by_a_click_through_ranker(
     serve: Serve,
 ) -> None:
@@ -346,6 +404,7 @@ async def test_a_bundle_without_catalogue_ranks_what_requests_bring(
         ({"candidates": ["i1", "é" * 129]}, "/candidates/1"),
         ({"candidates": [{"id": "x" * 257}]}, "/candidates/0/id"),
         ({"session_items": ["x" * 257]}, "/session_items/0"),
+        ({"id": "é" * 129}, "/id"),
         ({"session_items": ["x"] * 201}, "/session_items"),
         ({"top_k": 0}, "/top_k"),
         ({"top_k": "3"}, "/top_k"),

@@ -6,6 +6,8 @@ import pytest
 
 from service.settings import Settings, SettingsInvalid, load_settings
 
+FLOATS = [name for name, field in Settings.model_fields.items() if "float" in f"{field.annotation}"]
+
 
 def test_variables_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists are comma-separated; numbers are parsed."""
@@ -41,6 +43,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
         ("KEYS", '{"s3cret": "rank"}', "^SLIMRANK_KEYS: entry 1"),
         ("KEYS", '{"s3cret": [["rank"]]}', "^SLIMRANK_KEYS: entry 1"),
         ("KEYS_FILE", "/no/such/file", "SLIMRANK_KEYS_FILE"),
+        ("TRUSTED_PROXIES", "10.0.0.1,garbage", "^SLIMRANK_TRUSTED_PROXIES: .* got 'garbage'"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(
@@ -52,6 +55,23 @@ def test_a_value_that_makes_no_sense_is_refused(
     with pytest.raises(SettingsInvalid, match=said) as caught:
         load_settings()
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [name for name, field in Settings.model_fields.items() if "float" in f"{field.annotation}"],
+)
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_number_is_finite(field: str, value: str) -> None:
+    """A delay without end would never let the service go."""
+    with pytest.raises(ValueError, match="finite"):
+        Settings(**{field: value})
+
+
+@pytest.mark.parametrize("proxies", ["*", "10.0.0.1, fd00::/8", "127.0.0.1"])
+def test_proxies_are_addresses_or_networks(proxies: str) -> None:
+    """Or everybody."""
+    assert Settings(trusted_proxies=proxies).trusted_proxies == proxies
 
 
 def test_keys_come_from_a_file_or_from_a_variable_not_both(tmp_path: Path) -> None:
