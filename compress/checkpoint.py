@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compress.config import ConfigError
+from compress.data.folders import replaced
 
 
 def save(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -22,14 +23,14 @@ def save(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         path: the checkpoint.
         run: what the state belongs to (options, seed, sizes), as JSON values.
         state: tensors and plain values.
+
+    Raises:
+        FolderError: the disk is full; the checkpoint before this one stands.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.part")
-    with staged.open("wb") as file:
+    with replaced(path) as staged, staged.open("wb") as file:
         torch.save({"run": json.dumps(run, sort_keys=True), "state": dict(state)}, file)
         file.flush()
         os.fsync(file.fileno())
-    staged.replace(path)
 
 
 def load(path: Path | None, run: Mapping[str, Any]) -> dict[str, Any] | None:

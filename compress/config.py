@@ -8,7 +8,7 @@ new source, ranker or method touches no file here.
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
@@ -173,8 +173,14 @@ def _value(text: str) -> Any:
         return text
 
 
-def check(model: type[C], table: Mapping[str, Any], where: str) -> C:
+def check(model: type[C], table: Mapping[str, Any], where: str, beside: Sequence[str] = ()) -> C:
     """Validate a table against a section's model; all its faults in one error.
+
+    Args:
+        model: what is expected.
+        table: what came.
+        where: what errors call the table.
+        beside: keys that the section knows besides the model's, for hints.
 
     Raises:
         ConfigError: a line a fault, unknown keys with the nearest right one.
@@ -184,7 +190,7 @@ def check(model: type[C], table: Mapping[str, Any], where: str) -> C:
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        lines = [_explain(model, fault) for fault in error.errors() if not _follows(fault)]
+        lines = [_explain(model, fault, beside) for fault in error.errors() if not _follows(fault)]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -197,7 +203,7 @@ def resolve(registry: Mapping[str, T], section: Section, where: str) -> T:
     if section.type in registry:
         return registry[section.type]
     raise ConfigError(
-        f"{where}.type: unknown {section.type!r}{_nearest(section.type, registry)}; "
+        f"{where}.type: unknown {section.type!r}{nearest(section.type, registry)}; "
         f"choose one of {', '.join(sorted(registry))}"
     )
 
@@ -209,7 +215,7 @@ def configure(registry: Mapping[str, type[T]], section: Section, where: str) -> 
         ConfigError: no such member, or an option of it is wrong.
     """
     member = resolve(registry, section, where)
-    return member, check(cast("Configurable", member).Config, section.options, where)
+    return member, check(cast("Configurable", member).Config, section.options, where, ["type"])
 
 
 def _follows(fault: Any) -> bool:
@@ -218,19 +224,24 @@ def _follows(fault: Any) -> bool:
     return too_short and fault["ctx"]["actual_length"] < len(fault["input"])
 
 
-def _explain(model: type[BaseModel], fault: Any) -> str:
+def _explain(model: type[BaseModel], fault: Any, beside: Sequence[str]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        keys = _keys_at(model, fault["loc"][:-1])
-        hint = _nearest(str(fault["loc"][-1]), keys) or f"; known keys: {', '.join(sorted(keys))}"
+        *above, _ = fault["loc"]
+        keys = _keys_at(model, above) if above else [*_keys_at(model, above), *beside]
+        hint = nearest(str(fault["loc"][-1]), keys) or f"; known keys: {', '.join(sorted(keys))}"
         return f"{path}: unknown key{hint}"
     if fault["type"] == "missing":
-        hint = _nearest(str(fault["loc"][-1]), fault["input"], "is it what you meant by")
+        hint = nearest(str(fault["loc"][-1]), fault["input"], "is it what you meant by")
         return f"{path}: required, but absent{hint}"
-    return f"{path}: {fault['msg']}, got {fault['input']!r}"
+    text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+        # A fault between keys: the text names them, and what came is the whole section.
+        return f"{path}: {text}" if path else text
+    return f"{path}: {text}, got {fault['input']!r}"
 
 
-def _keys_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
+def _keys_at(model: Any, path: Sequence[int | str]) -> list[str]:
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
         model = _model_in(field.annotation) if field else model
@@ -245,6 +256,11 @@ def _model_in(annotation: Any) -> Any:
     return annotation
 
 
-def _nearest(word: str, choices: Any, question: str = "did you mean") -> str:
+def nearest(word: str, choices: Iterable[str], question: str = "did you mean") -> str:
+    """A question about the choice most like a word, empty if none is like it.
+
+    >>> nearest("epoch", ["epochs", "lr"])
+    "; did you mean 'epochs'?"
+    """
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; {question} {close[0]!r}?" if close else ""

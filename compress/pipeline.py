@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -30,6 +31,7 @@ from compress.config import (
     ConfigError,
     Frozen,
     GateConfig,
+    PublishConfig,
     RunConfig,
     Section,
     configure,
@@ -37,6 +39,7 @@ from compress.config import (
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
+from compress.data.folders import alone, replaced, spacious
 from compress.evaluate import evaluate
 from compress.export import bytes_by_part, export, request_us, resources, restate
 from compress.methods import METHODS
@@ -48,7 +51,7 @@ from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
-from model_store.store import Store, open_store
+from model_store.store import Store, check_alias, open_store
 
 T = TypeVar("T")
 
@@ -112,12 +115,12 @@ class SeedRun(Frozen):
 
 
 def resolve(config: RunConfig) -> Plan:
-    """Check every section against the registries, before any work is done.
+    """Check every section against the registries and the store's rules, before any work is done.
 
     Raises:
         ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
     """
-    faults: list[str] = []
+    faults = publish_faults(config.publish)
     source = _configured(SOURCES, config.data, "data", faults)
     ranker = _configured(RANKERS, config.ranker, "ranker", faults)
     method = _configured(METHODS, config.method, "method", faults)
@@ -140,6 +143,25 @@ def _configured(
     except ConfigError as error:
         faults.append(str(error))
         return None
+
+
+def publish_faults(publish: PublishConfig) -> list[str]:
+    """What the store would refuse once everything is trained. Touches no storage."""
+    faults = []
+    if publish.alias in KINDS:
+        faults.append(
+            f"publish.alias: {publish.alias!r} names a bundle of every run; expected another word, "
+            "like 'prod'"
+        )
+    for key, check, value in (
+        ("alias", check_alias, publish.alias),
+        ("store", open_store, publish.store),
+    ):
+        try:
+            check(value)
+        except StoreError as error:
+            faults.append(f"publish.{key}: {error}")
+    return faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +193,16 @@ def run(plan: Plan, progress: Progress) -> Outcome:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = prepare(plan.source, config.runs / config.name / "data", progress)
-    site = Site(plan, dataset, run_folder(plan, dataset), progress)
-    write_test_rows(dataset, site.test)
+    folder = run_folder(plan, dataset)
+    with spacious(folder), alone(folder):
+        return carry_out(Site(plan, dataset, folder, progress))
+
+
+def carry_out(site: Site) -> Outcome:
+    """All stages after the data, in a folder that no other run works in."""
+    plan, config = site.plan, site.plan.config
+    _write(site.folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
+    write_test_rows(site.dataset, site.test)
 
     runs = [run_seed(site, seed) for seed in config.seeds]
 
@@ -186,8 +216,12 @@ def run(plan: Plan, progress: Progress) -> Outcome:
 
 
 def run_folder(plan: Plan, dataset: Dataset) -> Path:
-    """The run's folder. Seeds, gate and store are no part of its key: they change no ranker."""
+    """The run's folder. Seeds, gate and store are no part of its key: they change no ranker.
+
+    The tools' versions are: what one release found may not stand on a card of another.
+    """
     parts = {
+        "tools": tools(),
         "data": dataset.fingerprint,
         "schema": dataset.schema.model_dump(mode="json"),
         "ranker": [plan.config.ranker.type, plan.ranker_config.model_dump(mode="json")],
@@ -195,24 +229,18 @@ def run_folder(plan: Plan, dataset: Dataset) -> Path:
         **plan.config.model_dump(mode="json", include={"train", "finetune", "export"}),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    folder = plan.config.runs / plan.config.name / key
-    _write(folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
-    return folder
+    return plan.config.runs / plan.config.name / key
 
 
 def write_test_rows(dataset: Dataset, path: Path) -> None:
     """Write the raw test rows, so that anyone can evaluate the bundles on them."""
     if path.exists():
         return
-    staged = path.with_name(f".{path.name}.part")
-    writer: pq.ParquetWriter | None = None
-    for frame in dataset.raw("test"):
-        table = frame.to_arrow()
-        writer = writer or pq.ParquetWriter(staged, table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
-        staged.replace(path)
+    tables = (frame.to_arrow() for frame in dataset.raw("test"))
+    first = next(tables)
+    with replaced(path) as staged, pq.ParquetWriter(staged, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
 
 
 def run_seed(site: Site, seed: int) -> SeedRun:
@@ -347,25 +375,36 @@ def _evaluated(bundle: Path, test: Path) -> Quality:
 
 def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) -> Card:
     """Seal both bundles of the first seed under the card over all seeds."""
+    found, other = (bundle.manifest.card for bundle in bundles.values())
     results = tuple(run.result for run in runs)
-    cards = [bundle.manifest.card for bundle in bundles.values()]
-    if cards[0] == cards[1] and cards[0].results == results:
-        return cards[0]  # sealed by an earlier run
-    us = request_us(list(bundles.values()), site.dataset, site.plan.config.export.timing_candidates)
-    found = cards[0]
     card = found.model_copy(
         update={
             "results": results,
-            "dense": runs[0].dense.model_copy(update={"us_per_request": us[0]}),
-            "slim": runs[0].slim.model_copy(update={"us_per_request": us[1]}),
-            "achieved": {**found.achieved, "speedup": us[0] / us[1]},
             "config": plan_as_json(site.plan),
             "data_hash": site.dataset.fingerprint,
             "tools": tools(),
             "notes": notes(site),
         }
     )
+    if found == other == card:
+        return found  # sealed by an earlier run
+    if found != other or found.results != results:
+        card = with_costs(card, site, runs[0], bundles)
+    # Else only the gate or the store is another: what was measured stays, as do the bytes if the
+    # first config comes back.
     return seal_with_own_size(bundles, card)
+
+
+def with_costs(card: Card, site: Site, first: SeedRun, bundles: Mapping[str, Bundle]) -> Card:
+    """The card with what both rankers of the first seed cost, their times measured now."""
+    us = request_us(list(bundles.values()), site.dataset, site.plan.config.export.timing_candidates)
+    return card.model_copy(
+        update={
+            "dense": first.dense.model_copy(update={"us_per_request": us[0]}),
+            "slim": first.slim.model_copy(update={"us_per_request": us[1]}),
+            "achieved": {**card.achieved, "speedup": us[0] / us[1]},
+        }
+    )
 
 
 def seal_with_own_size(bundles: dict[str, Bundle], card: Card) -> Card:
@@ -469,7 +508,5 @@ def _curve(result: FitResult) -> list[dict[str, float | None]]:
 
 def _write(path: Path, text: str) -> None:
     # All or nothing: a file that exists says that its stage is done.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.part")
-    staged.write_text(text + "\n")
-    staged.replace(path)
+    with replaced(path) as staged:
+        staged.write_text(text + "\n")

@@ -302,7 +302,7 @@ class Store:
             BundleNotFound, VersionNotFound: there is no such version.
             BundleCorrupt, ManifestInvalid: the version's manifest cannot be read.
         """
-        _expect(_ALIAS, alias, "an alias")
+        check_alias(alias)
         with self._writing(name, f"setting {name}@{alias}") as versions:
             if alias in versions:
                 raise BadReference(f"{self.url}: {name} has a version {alias!r}; name it otherwise")
@@ -553,6 +553,15 @@ def _expect(pattern: re.Pattern[str], text: str, what: str) -> None:
         raise BadReference(f"{text!r} is not {what}; expected to match {pattern.pattern}")
 
 
+def check_alias(alias: str) -> None:
+    """Check that a text can be an alias.
+
+    Raises:
+        BadReference: it cannot.
+    """
+    _expect(_ALIAS, alias, "an alias")
+
+
 def open_store(url: str, *, cache: Path | None = None) -> Store:
     """The store at a URL.
 
@@ -564,8 +573,13 @@ def open_store(url: str, *, cache: Path | None = None) -> Store:
         cache: where bundles from a URL are kept, ``~/.cache/slimrank`` if None; delete it at will.
 
     Raises:
+        BadReference: the URL is empty.
         StoreUnavailable: no driver for the URL is installed.
     """
+    if not url.strip():
+        raise BadReference(
+            f"{url!r} is no store; expected a folder, or a URL like s3://bucket/store"
+        )
     scheme, separator, rest = url.partition("://")
     if not separator or scheme in ("file", "local"):
         return Store(LocalStorage(Path(rest or url).absolute()), url)

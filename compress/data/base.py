@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 import polars as pl
 from pydantic import Field, model_validator
 
-from compress.config import CompressError
+from compress.config import CompressError, nearest
 from model_store.manifest import DataSpec, Frozen, Kind, Side
 
 Part = Literal["train", "validation", "test"]
@@ -109,9 +109,13 @@ class Schema(Frozen):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"features named twice: {', '.join(twice)}")
         if self.label in {column.column for column in self.columns}:
-            raise ValueError(f"the label {self.label!r} cannot be a feature as well")
+            raise ValueError(
+                f"the label {self.label!r} cannot be a feature as well; name another label, or "
+                "take that column out of the features"
+            )
         if self.item_id is not None and self.item_id not in names:
-            raise ValueError(f"item_id {self.item_id!r} is none of the features")
+            hint = nearest(self.item_id, names) or f"; they are {', '.join(names)}"
+            raise ValueError(f"item_id {self.item_id!r} is none of the features{hint}")
         return self
 
     @property

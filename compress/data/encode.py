@@ -348,6 +348,15 @@ def _encode(source: Source, schema: Schema, folder: Path, progress: Progress) ->
             os.fsync(file.fileno())
     if empty := [part for part in PARTS if not rows[part]]:
         raise DataError(f"the split leaves no rows for {', '.join(empty)}; move its boundaries")
+    one_class = [part for part in PARTS if positives[part] in (0, rows[part])]
+    if one_class:
+        found = ", ".join(
+            f"{part} ({rows[part]} rows, {positives[part]} positive)" for part in one_class
+        )
+        raise DataError(
+            f"each part needs positive and negative rows, but all are alike in {found}; move "
+            "the split's boundaries, or check what counts as positive"
+        )
     meta = _Meta(features=tuple(features), rows=rows, positives=positives, skipped_rows=tally.rows)
     (folder / "meta.json").write_text(meta.model_dump_json(indent=1))
 

@@ -21,7 +21,7 @@ catalogue is what the rows say last of each item.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import polars as pl
 from pydantic import Field, field_validator, model_validator
@@ -56,29 +56,29 @@ class TableColumn(Frozen):
     """
 
     name: str
-    kind: Kind
+    kind: Literal["numeric", "categorical", "multi-valued", "multi"]
     side: Side
     column: str | None = None
     transform: Literal["identity", "log1p", "standardize", "x4"] = "identity"
-    hash_buckets: int | None = None
-    min_count: int | None = None
-    length: int | None = None
-    separator: str = "|"
+    hash_buckets: int | None = Field(default=None, ge=1)
+    min_count: int | None = Field(default=None, ge=1)
+    length: int | None = Field(default=None, ge=1)
+    separator: str = Field(default="|", min_length=1)
     default: float | str | None = None
 
-    @field_validator("kind", mode="before")
+    @field_validator("kind")
     @classmethod
-    def _spelled_out(cls, kind: Any) -> Any:
+    def _one_spelling(cls, kind: str) -> str:
         return "multi" if kind == "multi-valued" else kind
 
     def spec(self, min_count: int) -> ColumnSpec:
         """The feature with the table's defaults filled in."""
-        length = self.length or (MULTI_LENGTH if self.kind == "multi" else 1)
+        length = MULTI_LENGTH if self.kind == "multi" else 1
         given = self.model_dump(exclude={"column", "min_count", "length"})
         return ColumnSpec(
             column=self.column or self.name,
-            min_count=self.min_count or min_count,
-            length=length,
+            min_count=min_count if self.min_count is None else self.min_count,
+            length=length if self.length is None else self.length,
             **given,
         )
 

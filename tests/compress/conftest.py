@@ -1,5 +1,6 @@
 """What the rankers' tests share: features of every kind, inputs, a data set of clicks."""
 
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ class Clicks:
 def _one_thread() -> None:
     """Threads cost more than they bring on rankers this small, the more on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files of this process cannot grow over 64 KB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from pydantic import model_validator
 
 from compress.config import ConfigError, Frozen, RunConfig, check, configure, load
 from compress.data.split import Split
@@ -48,6 +49,19 @@ class Table:
         """Its options."""
 
         columns: tuple[Column, ...] = ()
+
+
+class Pair(Frozen):
+    """Stands for keys that must agree."""
+
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Pair":
+        if self.low > self.high:
+            raise ValueError("low is over high")
+        return self
 
 
 class Registry:
@@ -101,7 +115,7 @@ def test_a_config_is_immutable(write):
         (MINIMAL.replace('type = "umec"', 'typ = "umec"'), "is it what you meant by 'typ'?"),
         (MINIMAL.replace('"ctr"', '"C T R"'), "name: String should match pattern"),
         ("seeds = []\n" + MINIMAL, "seeds: Tuple should have at least 1 item"),
-        ("seeds = [1, 1]\n" + MINIMAL, "seeds: Value error, a seed stands twice"),
+        ("seeds = [1, 1]\n" + MINIMAL, "seeds: a seed stands twice"),
         ("name = ", "not TOML"),
     ],
 )
@@ -146,6 +160,22 @@ def test_an_option_of_a_registry_section_is_checked_by_its_member(write):
 
     with pytest.raises(ConfigError, match=r"method: budgets: unknown key; did you mean 'budget'\?"):
         configure(Registry.methods, config.method, "method")
+
+
+def test_the_type_of_a_section_is_among_its_keys(write):
+    """A second, mistyped ``type`` beside the right one is told as such."""
+    config = load(write(MINIMAL), ["method.typ=none"])
+
+    with pytest.raises(ConfigError, match=r"method: typ: unknown key; did you mean 'type'\?"):
+        configure(Registry.methods, config.method, "method")
+
+
+def test_a_fault_between_keys_is_told_without_the_section():
+    """The text names the keys; all of the section would bury it."""
+    with pytest.raises(ConfigError) as caught:
+        check(Pair, {"low": 3, "high": 2}, "data")
+
+    assert str(caught.value) == "data: low is over high"
 
 
 def test_a_key_inside_a_list_of_records_is_checked():

@@ -1,5 +1,6 @@
 """A run ends in two published bundles, whatever stops it on the way."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from compress import pipeline
 from compress.config import ConfigError, GateConfig, RunConfig, load
+from compress.data.encode import Dataset
+from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
-from compress.pipeline import Outcome, judge, resolve, run
+from compress.pipeline import Outcome, judge, resolve, run, run_folder
 from compress.progress import Silent
 from model_store.bundle import open_bundle
 from model_store.manifest import Quality, SeedResult
@@ -98,6 +102,44 @@ def test_every_section_is_checked_before_any_work(tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("publish.alias=a/b", "publish.alias: 'a/b' is not an alias"),
+        ("publish.alias='5'", "publish.alias: '5' is not an alias"),
+        ("publish.alias=dense", "publish.alias: 'dense' names a bundle of every run"),
+        ("publish.alias=slim", "publish.alias: 'slim' names a bundle of every run"),
+        ("publish.store=''", "publish.store: '' is no store"),
+        ("publish.store=s4://x", "publish.store: s4://x: Protocol not known: s4"),
+    ],
+)
+def test_what_the_store_would_refuse_is_refused_first(tmp_path: Path, override: str, said: str):
+    """Not after hours of training, with half of it published. Nothing is made."""
+    with pytest.raises(ConfigError) as caught:
+        resolve(configured(tmp_path, override))
+
+    assert said in str(caught.value)
+    assert [child.name for child in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+def test_a_store_is_looked_at_without_being_made(tmp_path: Path):
+    """Checking a config leaves no trace."""
+    resolve(configured(tmp_path))
+
+    assert [child.name for child in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+def test_another_release_of_a_tool_starts_afresh(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    """A card tells one set of versions, so results of two may not meet under it."""
+    plan = resolve(configured(tmp_path))
+    folder = run_folder(plan, dataset)
+    monkeypatch.setattr(pipeline, "tools", lambda: {"torch": "99"})
+
+    assert run_folder(plan, dataset) != folder
+
+
 def test_the_gate_judges_the_mean_over_seeds():
     """One bad seed is no reason to refuse, a bad mean is."""
     results = [
@@ -167,6 +209,25 @@ def test_the_same_command_again_does_nothing_again(outcome: Outcome, place: Path
 
     assert again == outcome
     assert len(open_store(str(place / "store")).list()) == 2
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_work_in_one_folder(outcome: Outcome, place: Path):
+    """The second is refused, and touches nothing."""
+    with alone(outcome.folder), pytest.raises(FolderError, match="another run works in"):
+        run(resolve(configured(place)), Silent())
+
+
+@pytest.mark.slow
+def test_the_card_tells_the_config_of_its_own_run(outcome: Outcome, place: Path, tmp_path: Path):
+    """Another gate over the same rankers stands on their card; what was measured stays."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+
+    again = run(resolve(configured(tmp_path, "gate.max_auc_loss=0.7")), Silent())
+
+    assert again.card.config["gate"]["max_auc_loss"] == 0.7
+    assert again.card.results == outcome.card.results
+    assert again.card.achieved == outcome.card.achieved
 
 
 @pytest.mark.slow

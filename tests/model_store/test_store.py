@@ -32,6 +32,7 @@ from model_store.store import (
     Published,
     ResolvedRef,
     Store,
+    check_alias,
     open_store,
     parse_ref,
     version_order,
@@ -399,6 +400,22 @@ def test_a_bundle_has_many_aliases(three: Store) -> None:
 
     assert three.aliases("ctr") == {"canary": "3", "prod": "2", "slim": "3"}
     assert three.list()[2].aliases == ("canary", "slim")
+
+
+def test_an_alias_can_be_checked_before_there_is_a_store() -> None:
+    """By the rule that setting it follows."""
+    check_alias("prod")
+
+    for alias in ("5", "a/b", ""):
+        with pytest.raises(BadReference, match="is not an alias"):
+            check_alias(alias)
+
+
+@pytest.mark.parametrize("url", ["", "  "])
+def test_an_empty_url_is_no_store(url: str) -> None:
+    """It would mean the current folder."""
+    with pytest.raises(BadReference, match="is no store"):
+        open_store(url)
 
 
 def test_a_history_is_bounded(three: Store) -> None:

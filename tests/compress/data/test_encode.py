@@ -1,7 +1,6 @@
 """Encoding: equal to the encoders that serve, done once, whole or not at all."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -224,8 +223,8 @@ def test_means_come_from_training_rows_only(tmp_path: Path) -> None:
     """Test rows are standardised by the training rows' mean and deviation."""
     frames: dict[Part, list[pl.DataFrame]] = {
         "train": [pl.DataFrame({"x": [1.0, 3.0], "y": [0, 1]})],
-        "validation": [pl.DataFrame({"x": [100.0], "y": [0]})],
-        "test": [pl.DataFrame({"x": [4.0], "y": [0]})],
+        "validation": [pl.DataFrame({"x": [100.0, 100.0], "y": [0, 1]})],
+        "test": [pl.DataFrame({"x": [4.0, 4.0], "y": [0, 1]})],
     }
 
     dataset = prepare(
@@ -374,15 +373,6 @@ def test_an_error_while_encoding_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """Files of this process cannot grow over 64 KB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
     """The folder is named, and nothing half-written stays."""
@@ -407,6 +397,19 @@ def test_a_split_that_leaves_a_part_empty_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="no rows for validation"):
         prepare(source, tmp_path, Silent())
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
+@pytest.mark.parametrize("part", module.PARTS)
+def test_a_part_of_one_class_is_refused(tmp_path: Path, part: Part, labels: list[int]) -> None:
+    """Before any training: no AUC is defined on it, and nothing can be learned from it."""
+    mixed = pl.DataFrame({"c": ["a", "b"], "y": [0, 1]})
+    frames = {p: [mixed] for p in module.PARTS} | {part: [mixed.with_columns(y=pl.Series(labels))]}
+
+    with pytest.raises(DataError) as caught:
+        prepare(Fixed([column("c")], frames), tmp_path, Silent())
+
+    assert f"alike in {part} (2 rows, {sum(labels)} positive); move the split" in str(caught.value)
 
 
 def test_a_vocabulary_is_kept_as_json(tmp_path: Path) -> None:
