@@ -145,6 +145,19 @@ def rowwise(op: Literal["Add", "Mul", "MatMul"], request: Tensor, candidate: Ten
     return request * candidate if op == "Mul" else request @ candidate
 
 
+def added_linear(request: Tensor, candidate: Tensor, weight: Tensor) -> Tensor:
+    """(R, H) + (N, C) times (H, C) transposed: one Gemm in the graph, which a ReLU may join."""
+    if torch.compiler.is_exporting():  # for the reason given in `rowwise`
+        return torch.onnx.ops.symbolic(
+            "Gemm",
+            [candidate, weight, request],
+            {"transB": 1},
+            dtype=candidate.dtype,
+            shape=(candidate.shape[0], weight.shape[0]),
+        )
+    return request + functional.linear(candidate, weight)
+
+
 def _broadcast_shape(op: str, request: Tensor, candidate: Tensor) -> Sequence[int | torch.SymInt]:
     inner = (request.shape[-2], candidate.shape[-1]) if op == "MatMul" else candidate.shape[1:]
     return (candidate.shape[0], *inner)

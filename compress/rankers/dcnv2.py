@@ -28,6 +28,7 @@ from compress.rankers.base import (
     Reader,
     SlimPlan,
     Width,
+    added_linear,
     field_columns,
     kept_widths,
     linear,
@@ -119,7 +120,7 @@ class DcnV2(Ranker):
 
     def _split(self, layer: nn.Linear, u: Tensor, c: Tensor) -> Tensor:
         once = functional.linear(u, layer.weight[:, : self.request_columns], layer.bias)
-        return rowwise("Add", once, functional.linear(c, layer.weight[:, self.request_columns :]))
+        return added_linear(once, c, layer.weight[:, self.request_columns :])
 
     def _times_x0(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
         request = rowwise("Mul", u, w[:, : self.request_columns])

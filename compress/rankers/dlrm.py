@@ -29,6 +29,7 @@ from compress.rankers.base import (
     Reader,
     SlimPlan,
     Width,
+    added_linear,
     kept_widths,
     mlp_flops,
     repeated,
@@ -78,13 +79,12 @@ class Dlrm(Ranker):
         request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
         first = self.top.first
         x = torch.cat(self._candidate_input(request, candidate), 1)
-        h = functional.linear(x, first.weight[:, self.request_columns :])  # (N, H)
         if self.request_columns:
             u = torch.cat(self._request_input(request), 1)
             once = functional.linear(u, first.weight[:, : self.request_columns], first.bias)
-            h = rowwise("Add", once, h)  # (R, H) + (N, H)
+            h = added_linear(once, x, first.weight[:, self.request_columns :])  # (N, H)
         else:
-            h = h + first.bias
+            h = first(x)
         return self.top.after_first(h).squeeze(-1)
 
     def _request_input(self, request: Tensor) -> list[Tensor]:

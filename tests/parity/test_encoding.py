@@ -51,6 +51,7 @@ def ranking(bundle: Bundle) -> Ranking:
     """The bundle as the service holds it."""
     manifest = bundle.manifest
     return Ranking(
+        name=manifest.name,
         manifest=manifest,
         digest=bundle.digest,
         version="1",
