@@ -49,6 +49,11 @@ def _bars(axes: Axes, labels: Sequence[str], series: Mapping[str, Sequence[float
     for place, (name, values) in enumerate(series.items()):
         shifted = [n + (place - (len(series) - 1) / 2) * width for n in range(len(values))]
         bars = axes.bar(shifted, values, width, label=name)
-        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+        axes.bar_label(bars, fmt=_short, fontsize=7)
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.margins(y=0.2)  # room for the legend above the bars
     axes.legend(fontsize=8)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # noqa: PLR2004
