@@ -65,14 +65,17 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_known_delays_come_out(compared: Compared) -> None:
-    """No time is below the server's delay, and 4 users get at most 4 answers a delay."""
+    """No time is below the server's delay, and 4 users get at most 4 answers a delay.
+
+    In the second that is measured each may get one more, of a request sent before it.
+    """
     dense, slim = compared.report["rows"]
 
     assert compared.status == 0
     assert (dense["side"], slim["side"]) == ("dense", "slim")
     for row, delay_s in ((dense, 0.060), (slim, 0.020)):
         assert row["p50_ms"] >= delay_s * 1000
-        assert 0 < row["rps"] <= 4 / delay_s
+        assert 0 < row["rps"] <= 4 / delay_s + 4
         assert row["max_ms"] >= row["p99_ms"] >= row["p95_ms"] >= row["p50_ms"]
         assert row["failures"] == 0
     assert compared.report["ratios"][0]["rps"] > 1
