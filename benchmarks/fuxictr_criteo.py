@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import venv
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ class Batches:
             yield {name: column[rows] for name, column in self.columns.items()}
 
 
-class Ranker(BaseModel):
+class Ranker(BaseModel, ABC):
     """What the three models share: FuxiCTR's loop around an embedding and a head."""
 
     def __init__(self, feature_map: Any, setting: Setting, folder: Path, steps: int) -> None:
@@ -192,17 +193,13 @@ class Ranker(BaseModel):
         self.compile("adam", "binary_crossentropy", setting.learning_rate)
         self.reset_parameters()
 
+    @abstractmethod
     def build(self, setting: Setting) -> None:
         """Make the layers."""
-        raise NotImplementedError
 
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, 1) from the fields by name."""
-        raise NotImplementedError
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """FuxiCTR's answer: the probability under ``y_pred``."""
-        return {"y_pred": self.output_activation(self.logits(self.get_inputs(batch)))}
+    def answer(self, logits: Tensor) -> dict[str, Tensor]:
+        """FuxiCTR's answer: the probability under ``y_pred``, from logits (B, 1)."""
+        return {"y_pred": self.output_activation(logits)}
 
 
 class DLRM(Ranker):
@@ -233,15 +230,16 @@ class DLRM(Ranker):
             batch_norm=setting.batch_norm,
         )
 
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, 1) from the fields by name."""
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The probability from the fields by name."""
+        inputs = self.get_inputs(batch)
         numbers = [inputs.pop(name).float() for name in self.numbers]
         vectors = self.embedding(inputs)  # (B, fields, dim)
         if not numbers:
-            return self.top(self.interaction(vectors))
+            return self.answer(self.top(self.interaction(vectors)))
         dense = self.bottom(torch.stack(numbers, dim=1))
         vectors = torch.cat([vectors, dense.unsqueeze(1)], dim=1)
-        return self.top(torch.cat([self.interaction(vectors), dense], dim=1))
+        return self.answer(self.top(torch.cat([self.interaction(vectors), dense], dim=1)))
 
 
 class DCNv2(Ranker):
@@ -261,10 +259,10 @@ class DCNv2(Ranker):
         )
         self.last = nn.Linear(width + setting.units[-1], 1)
 
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, 1) from the fields by name."""
-        vectors = self.embedding(inputs, flatten_emb=True)
-        return self.last(torch.cat([self.cross(vectors), self.deep(vectors)], dim=1))
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The probability from the fields by name."""
+        vectors = self.embedding(self.get_inputs(batch), flatten_emb=True)
+        return self.answer(self.last(torch.cat([self.cross(vectors), self.deep(vectors)], dim=1)))
 
 
 class Factorized(nn.Module):
