@@ -58,6 +58,7 @@ from model_store.manifest import (
     ItemTableSpec,
     Manifest,
     Resources,
+    SessionCard,
     TensorSpec,
     VocabularyEncoding,
 )
@@ -293,7 +294,19 @@ def export(
     )
 
 
-def restate(bundle: Bundle, card: Card) -> Bundle:
+def click_card(bundle: Bundle) -> Card:
+    """The card of a click-through ranker's bundle.
+
+    Raises:
+        ExportError: the bundle holds a session ranker.
+    """
+    card = bundle.manifest.card
+    if not isinstance(card, Card):
+        raise ExportError(f"{bundle.root}: expected a click-through ranker, found a session ranker")
+    return card
+
+
+def restate(bundle: Bundle, card: Card | SessionCard) -> Bundle:
     """Seal a bundle anew under another card; nothing else in it changes."""
     return seal(bundle.root, bundle.manifest.model_copy(update={"card": card, "files": ()}))
 

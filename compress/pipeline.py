@@ -41,7 +41,7 @@ from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, replaced, spacious
 from compress.evaluate import evaluate
-from compress.export import bytes_by_part, export, request_us, resources, restate
+from compress.export import bytes_by_part, click_card, export, request_us, resources, restate
 from compress.methods import METHODS
 from compress.methods.base import Compressed, Method
 from compress.progress import Progress, Silent
@@ -375,7 +375,7 @@ def _evaluated(bundle: Path, test: Path) -> Quality:
 
 def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) -> Card:
     """Seal both bundles of the first seed under the card over all seeds."""
-    found, other = (bundle.manifest.card for bundle in bundles.values())
+    found, other = (click_card(bundle) for bundle in bundles.values())
     results = tuple(run.result for run in runs)
     card = found.model_copy(
         update={

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.stats import t as student
 
+from compress.export import click_card
 from compress.graph import HISTORY_FILE
 from model_store.bundle import Bundle
 from model_store.manifest import Card, FeatureSpec, Quality
@@ -89,20 +90,20 @@ def write(bundle: Bundle, path: Path) -> None:
 
 def page(bundle: Bundle) -> str:
     """The page's HTML."""
-    manifest = bundle.manifest
+    manifest, card = bundle.manifest, click_card(bundle)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     with mpl.rc_context(STYLE):
-        drawn = plots(manifest.card, history(bundle))
+        drawn = plots(card, history(bundle))
     return environment.get_template("report.html").render(
         manifest=manifest,
-        card=manifest.card,
+        card=card,
         digest=bundle.digest,
-        rows=comparison(manifest.card),
-        tiles=tiles(manifest.card),
+        rows=comparison(card),
+        tiles=tiles(card),
         plots=drawn,
-        sides=features_by_side(manifest.features, manifest.card),
+        sides=features_by_side(manifest.features, card),
         config=json.dumps(manifest.card.config, indent=2),
     )
 

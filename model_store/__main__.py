@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from model_store.bundle import Bundle
 from model_store.errors import StoreError
-from model_store.manifest import FeatureSpec
+from model_store.manifest import Card, FeatureSpec, Manifest, SessionCard
 from model_store.store import DEFAULT_ALIAS, Entry, Store, open_store, parse_ref
 
 Row = Sequence[str]
@@ -90,7 +90,14 @@ def _facts(bundle: Bundle, ref: str, aliases: Sequence[str]) -> list[Row]:
         "graph": f"{manifest.graph}, {manifest.numerics}, scores are of kind {manifest.scores}",
         "inputs": _tensors((t.name, t.dtype, t.shape) for t in manifest.inputs),
         "outputs": _tensors((t.name, t.dtype, t.shape) for t in manifest.outputs),
-        "items": "none" if manifest.items is None else f"{manifest.items.items}",
+        "items": _items(manifest),
+    }
+    facts |= _session_facts(card) if isinstance(card, SessionCard) else _click_facts(card)
+    return list(facts.items())
+
+
+def _click_facts(card: Card) -> dict[str, str]:
+    facts = {
         "method": f"{card.method} on {card.ranker}, seed {card.seed}",
         "FLOPs": f"dense {card.dense.flops}, slim {card.slim.flops} per candidate",
     }
@@ -98,7 +105,27 @@ def _facts(bundle: Bundle, ref: str, aliases: Sequence[str]) -> list[Row]:
         facts[f"AUC, seed {result.seed}"] = (
             f"dense {result.dense.auc:.5f}, slim {result.slim.auc:.5f} on {result.slim.rows} rows"
         )
-    return list(facts.items())
+    return facts
+
+
+def _session_facts(card: SessionCard) -> dict[str, str]:
+    dense, coded = sum(card.dense.bytes.values()), sum(card.coded.bytes.values())
+    facts = {
+        "method": f"{card.table} item table of {card.ranker}, seed {card.seed}",
+        "bytes": f"dense {size(dense)}, coded {size(coded)}",
+    }
+    for result in card.results:
+        before, after = result.dense.metrics, result.coded.metrics
+        facts[f"NDCG@10, seed {result.seed}"] = (
+            f"dense {before['NDCG@10']:.5f}, coded {after['NDCG@10']:.5f} "
+            f"on {result.coded.rows} rows"
+        )
+    return facts
+
+
+def _items(manifest: Manifest) -> str:
+    catalogue = manifest.items or manifest.session
+    return "none" if catalogue is None else f"{catalogue.items}"
 
 
 def _tensors(tensors: Iterable[tuple[str, str, tuple[int | str, ...]]]) -> str:

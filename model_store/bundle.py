@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -22,12 +21,19 @@ from pydantic_core import ErrorDetails, from_json
 from model_store.durable import sync_tree, write_atomic
 from model_store.encoding import FIRST, Encoder, make_encoder
 from model_store.errors import BundleCorrupt, BundleNotFound, ManifestInvalid
+from model_store.item_vectors import NPY_ERRORS, ItemVectors, Neighbours, load_vectors
 from model_store.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    CodedVectors,
+    DenseVectors,
+    FactoredVectors,
     FileEntry,
     InputName,
+    Int8Vectors,
     Manifest,
+    SessionSpec,
+    StoredCodes,
     VocabularyEncoding,
 )
 
@@ -67,6 +73,20 @@ class ItemTable:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionTable:
+    """The catalogue of a session ranker: row i of everything belongs to ``ids[i]``.
+
+    Attributes:
+        vectors: None for a ranker that needs none.
+        neighbours: what follows what; None for most rankers.
+    """
+
+    ids: list[str]
+    vectors: ItemVectors | None
+    neighbours: Neighbours | None
+
+
+@dataclass(frozen=True, slots=True)
 class GoldenCase:
     """A request and the scores it must reproduce.
 
@@ -80,8 +100,6 @@ class GoldenCase:
 
 
 T = TypeVar("T")
-# What numpy's header parser lets through.
-_NPY_ERRORS: Final = (ValueError, OverflowError, SyntaxError, TokenError)
 _STRINGS: Final = TypeAdapter(list[str])
 _VALUES: Final = TypeAdapter(dict[str, list[Any]])
 _GOLDEN: Final = TypeAdapter(list[GoldenCase])
@@ -169,6 +187,29 @@ class Bundle:
             self._check_items(f"{spec.values} ({feature})", len(column), spec.items)
         return ItemTable(ids, tensors, values)
 
+    def session_table(self) -> SessionTable | None:
+        """The catalogue of a session ranker, None if the bundle holds none.
+
+        Raises:
+            BundleCorrupt: ids, vectors and neighbours do not fit each other.
+        """
+        spec = self.manifest.session
+        if spec is None:
+            return None
+        ids = self._load(spec.ids, _STRINGS)
+        self._check_unique(spec.ids, ids)
+        self._check_items(spec.ids, len(ids), spec.items)
+        vectors = neighbours = None
+        if spec.vectors is not None:
+            vectors = load_vectors(spec.vectors, spec.items, self.path)
+        if spec.neighbours is not None:
+            neighbours = Neighbours.load(spec.neighbours, spec.items, self.path)
+        if vectors is not None and vectors.dim != spec.dim:
+            raise BundleCorrupt(
+                f"{self.root}: item vectors of {vectors.dim} numbers, the manifest says {spec.dim}"
+            )
+        return SessionTable(ids, vectors, neighbours)
+
     def golden(self) -> list[GoldenCase]:
         """The requests whose scores the graph must reproduce before it serves."""
         return self._load(self.manifest.golden, _GOLDEN)
@@ -185,7 +226,7 @@ class Bundle:
         try:
             # open_memmap, unlike numpy.load, knows only npy: no zip, and never a pickle.
             tensor = np.lib.format.open_memmap(path, mode="r")
-        except _NPY_ERRORS as error:
+        except NPY_ERRORS as error:
             raise BundleCorrupt(f"{path}: not a plain npy file ({error})") from None
         inputs = [spec for spec in self.manifest.inputs if spec.name == name]
         expected = [(spec.dtype, (items, *spec.shape[1:])) for spec in inputs]
@@ -263,6 +304,27 @@ def named_files(manifest: Manifest) -> Iterator[str]:
         yield from manifest.items.tensors.values()
         if manifest.items.values is not None:
             yield manifest.items.values
+    if manifest.session is not None:
+        yield from _session_files(manifest.session)
+
+
+def _session_files(session: SessionSpec) -> Iterator[str]:
+    yield session.ids
+    match session.vectors:
+        case DenseVectors(file=file):
+            yield file
+        case Int8Vectors(file=file, scales=scales):
+            yield from (file, scales)
+        case CodedVectors(codes=codes, codebooks=codebooks, scales=of_words):
+            yield codebooks
+            if isinstance(codes, StoredCodes):
+                yield codes.file
+            if of_words is not None:
+                yield of_words
+        case FactoredVectors(cores=cores):
+            yield from cores
+    if session.neighbours is not None:
+        yield from session.neighbours.model_dump().values()
 
 
 def open_bundle(root: Path, *, verify: bool = True) -> Bundle:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from model_store.manifest import Card, Kind, Side
+from model_store.manifest import Card, Kind, SessionCard, Side
 from model_store.store import Entry
 from service.candidates import text_of
 from service.deps import Parts, PartsDep, requires, takes_json
@@ -71,7 +71,7 @@ class Model(ModelSummary):
     pruned: list[str]
     limits: LimitsShown
     flops_per_candidate: int | None
-    card: Card | None
+    card: Card | SessionCard | None
     versions: list[Version]
 
 

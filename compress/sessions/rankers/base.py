@@ -1,0 +1,94 @@
+"""What a session ranker is: vectors of a session's items in, weights of the ways to the next one out.
+
+There are three ways to the next item v after v_1 … v_l, each with its mass; the score is their log:
+
+    generate   exp(q_l · e_v)                         a query against the item's vector
+    repeat     sum_{t <= l} exp(r_lt) [v_t = v]        the session's own items, once more
+    follow     sum_{t <= l} exp(f_lt) S[v_t, v]        what followed them in other sessions
+
+Generate and repeat share one normaliser, so training by cross-entropy settles how much of the mass
+each gets (a copy mechanism; papers.md §2.6 counts 38 to 45 % of targets as repeats). Everything is
+causal: position l sees positions up to l only, so one pass over a session trains all its prefixes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from compress.config import Frozen
+from compress.sessions.data import Sessions
+from model_store.item_vectors import Neighbours
+
+# The log of no mass: far below any weight, and finite, so that gradients stay numbers.
+NOTHING = -1e4
+
+
+class Ways(NamedTuple):
+    """Log weights at every position of every session; None for a way that a ranker lacks.
+
+    Attributes:
+        query: (B, L, D).
+        repeat: (B, L, L): at position l, of the item at position t; `NOTHING` where t > l.
+        follow: as ``repeat``.
+    """
+
+    query: Tensor | None
+    repeat: Tensor | None
+    follow: Tensor | None
+
+
+class SessionRankerConfig(Frozen):
+    """What every session ranker needs.
+
+    Attributes:
+        dim: D, of item vectors; 1 where there are none.
+        length: L, the newest so many items of a session are taken.
+    """
+
+    dim: int = 1
+    length: int = 50
+
+
+class SessionRanker(nn.Module, ABC):
+    """Encodes sessions. It holds no item vectors: they arrive as input, whatever form they have.
+
+    Attributes:
+        neighbours: S, of rankers that have the way ``follow``.
+        USES_VECTORS: whether it has the way ``generate``: then it is trained, else fitted.
+    """
+
+    Config: ClassVar[type[SessionRankerConfig]]
+    USES_VECTORS: ClassVar[bool] = True
+
+    def __init__(self, config: SessionRankerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.neighbours: Neighbours | None = None
+
+    @abstractmethod
+    def forward(self, vectors: Tensor) -> Ways:
+        """(B, L, D) -> the ways at each position. Padding stands at the end of a session."""
+
+    def fit(self, sessions: Sessions) -> None:
+        """Take from the training sessions what is counted, not learned. Most rankers: nothing."""
+        del sessions
+
+    def flops(self, length: int) -> Mapping[str, int]:
+        """FLOPs by part for one session of that many items; the candidates are not counted."""
+        del length
+        return {}
+
+
+def ages(length: int) -> Tensor:
+    """(L, L): how many clicks ago, at position l, position t was; 0 for those to come."""
+    at = torch.arange(length)
+    return (at[:, None] - at[None, :]).clamp(min=0)
+
+
+def causal(weights: Tensor) -> Tensor:
+    """(…, L, L) log weights with `NOTHING` for positions to come."""
+    seen = torch.ones(weights.shape[-2:], dtype=torch.bool).tril()
+    return weights.masked_fill(~seen, NOTHING)
