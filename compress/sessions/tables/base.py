@@ -31,6 +31,14 @@ class ItemTable(nn.Module, ABC):
         """What learning the table adds to the loss; most add nothing."""
         return torch.zeros(())
 
+    def anneal(self, progress: float) -> None:
+        """Called before each step with the part of the training that is done, 0 to 1 (at its end).
+
+        What a table does only to learn (mixing, noise) fades by it, so that training ends on what
+        ships; most have nothing that fades.
+        """
+        del progress
+
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
