@@ -22,19 +22,35 @@ class GraphSession:
     """One session of a graph, set up as serving's: one thread, no spinning."""
 
     def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._session = _session(path)
 
     def run(self, feeds: Feeds) -> NDArray[np.float32]:
         """The scores, (N,)."""
         scores: NDArray[np.float32] = self._session.run([OUTPUT], dict(feeds))[0]
         return scores
+
+
+class SessionGraph:
+    """The graph of a session ranker: vectors of sessions in, the ways to their next items out."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = _session(path)
+        self._input = self._session.get_inputs()[0].name
+        self.names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, sessions: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(R, L, dim) -> ``query`` (R, dim), ``repeat`` and ``follow`` (R, L), those there are."""
+        found = self._session.run(self.names, {self._input: sessions})
+        return dict(zip(self.names, found, strict=True))
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def is_numeric(name: InputName) -> bool:

@@ -1,4 +1,4 @@
-"""What a session ranker is: vectors of a session's items in, weights of the ways to the next one out.
+"""What a session ranker is: vectors of a session's items in, the ways to the next one out.
 
 There are three ways to the next item v after v_1 … v_l, each with its mass; the score is their log:
 
@@ -67,10 +67,23 @@ class SessionRanker(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.neighbours: Neighbours | None = None
+        # Stands before every session, as if it were an item: what an empty session is made of.
+        self.start = nn.Parameter(torch.zeros(config.dim))
 
     @abstractmethod
     def forward(self, vectors: Tensor) -> Ways:
         """(B, L, D) -> the ways at each position. Padding stands at the end of a session."""
+
+    def encode(self, vectors: Tensor) -> Ways:
+        """The ways after 0 … L items: (B, L, D) -> query (B, L + 1, D), others (B, L + 1, L)."""
+        start = self.start.expand(len(vectors), 1, -1)
+        query, repeat, follow = self(torch.cat([start, vectors], dim=1))
+        # What the start weighs itself is no item.
+        return Ways(
+            query,
+            None if repeat is None else repeat[:, :, 1:],
+            None if follow is None else follow[:, :, 1:],
+        )
 
     def fit(self, sessions: Sessions) -> None:
         """Take from the training sessions what is counted, not learned. Most rankers: nothing."""

@@ -19,6 +19,11 @@ class ItemTable(nn.Module, ABC):
     items: int
     dim: int
 
+    @property
+    def rows_parameter(self) -> nn.Parameter | None:
+        """The parameter (N, …) whose gradient is sparse, if there is one."""
+        return None
+
     @abstractmethod
     def forward(self, rows: Tensor) -> Tensor:
         """(…, D) vectors of rows (…), differentiable."""

@@ -1,0 +1,56 @@
+"""Batches of sessions of like length, padded at the end."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.sessions.data import Sessions
+
+# Batches are cut from this many sessions sorted by length: little padding, and still mixed.
+SORTED_AT_ONCE = 4096
+
+
+def windows(sessions: Sessions, length: int) -> list[NDArray[np.int32]]:
+    """Each session in pieces of at most ``length`` + 1 clicks; neighbours share one click.
+
+    So every click but a session's first is a target once, with at most ``length`` before it.
+    """
+    return [
+        session[start : start + length + 1]
+        for session in sessions
+        for start in range(0, max(1, len(session) - 1), length)
+    ]
+
+
+def padded(sessions: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Rows (B, L), 0 after a session's end, and lengths (B,)."""
+    lengths = torch.tensor([len(session) for session in sessions])
+    rows = torch.zeros(len(sessions), int(lengths.max()), dtype=torch.long)
+    for place, session in enumerate(sessions):
+        rows[place, : len(session)] = torch.from_numpy(session.astype(np.int64))
+    return rows, lengths
+
+
+def batches(
+    pieces: Sequence[NDArray[np.int32]], clicks: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every piece once, in batches of about ``clicks`` clicks, in an order drawn from ``rng``."""
+    lengths = np.array([len(piece) for piece in pieces])
+    order = rng.permutation(len(pieces))
+    for start in range(0, len(order), SORTED_AT_ONCE):
+        some = order[start : start + SORTED_AT_ONCE]
+        some = some[np.argsort(lengths[some], kind="stable")]
+        groups = _groups(some, lengths, clicks)
+        for place in rng.permutation(len(groups)):
+            yield padded([pieces[i] for i in groups[place]])
+
+
+def _groups(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], clicks: int
+) -> list[NDArray[np.int64]]:
+    """Cut an order where the clicks of a group would be too many."""
+    total = np.cumsum(lengths[order])
+    return np.split(order, np.flatnonzero(np.diff(total // clicks)) + 1)

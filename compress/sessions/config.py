@@ -1,0 +1,99 @@
+"""One TOML file is one run of the session line: its sections and their defaults."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, field_validator
+
+from compress.config import Frozen, PublishConfig, Section, Seed
+
+TASK: Final = "session"
+
+
+class FitConfig(Frozen):
+    """The training loop's options.
+
+    Attributes:
+        lr: of the encoder, at its peak; warmed up over the first tenth, then cosine to zero.
+        table_lr: of the item table.
+        batch_clicks: clicks in a batch, about.
+        negatives: items drawn for each batch besides its own; 0: the whole catalogue.
+        patience: epochs without a better validation NDCG@20 that are borne before stopping.
+        weight_decay: of the encoder.
+    """
+
+    lr: float = Field(default=1e-3, gt=0.0)
+    table_lr: float = Field(default=3e-3, ge=0.0)
+    batch_clicks: int = Field(default=512, ge=2)
+    negatives: int = Field(default=2048, ge=0)
+    epochs: int = Field(default=10, gt=0)
+    patience: int = Field(default=3, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+
+class SoftTargets(Frozen):
+    """How much the student imitates its teacher.
+
+    Attributes:
+        soft: weight of KL(teacher || student) over all ways (γ); the cross-entropy keeps 1 - γ.
+        contrast: weight of the contrastive loss between recombined hot and cold halves (β).
+        bidirectional: whether the teacher learns with the student.
+        hot_share: share of the items, by clicks, that are hot.
+        temperature: of the contrastive loss (τ).
+    """
+
+    soft: float = Field(default=0.5, ge=0.0, le=1.0)
+    contrast: float = Field(default=0.0, ge=0.0)
+    bidirectional: bool = False
+    hot_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    temperature: float = Field(default=0.2, gt=0.0)
+
+
+class SessionExport(Frozen):
+    """What goes into the bundles.
+
+    Attributes:
+        weights: how the graph's weights are kept; they are computed with in float32.
+    """
+
+    golden_requests: int = Field(default=16, gt=0)
+    golden_candidates: int = Field(default=50, gt=0)
+    timing_candidates: int = Field(default=1000, gt=0)
+    weights: Literal["float32", "float16"] = "float16"
+
+
+class SessionGate(Frozen):
+    """What the coded table may cost of the uncompressed one's NDCG@10, else nothing is published.
+
+    Attributes:
+        min_ratio: coded over dense; over 1 asks for a gain.
+    """
+
+    min_ratio: float = Field(default=0.0, ge=0.0)
+
+
+class SessionRunConfig(Frozen):
+    """A whole run: sessions → teacher → codes → student → export → evaluate → publish."""
+
+    task: Literal["session"]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    seeds: tuple[Seed, ...] = Field(default=(1,), min_length=1)
+    runs: Path = Path("runs")
+    threads: int | None = Field(default=None, gt=0)
+    data: Section
+    ranker: Section
+    train: FitConfig = FitConfig()
+    table: Section
+    finetune: FitConfig = FitConfig(lr=5e-4, table_lr=1e-3, epochs=5)
+    distill: SoftTargets = SoftTargets()
+    floors: tuple[str, ...] = ("own-items", "sequential-rules", "rules-and-own")
+    export: SessionExport = SessionExport()
+    gate: SessionGate = SessionGate()
+    publish: PublishConfig = PublishConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed stands twice, and would count twice in the means")
+        return seeds

@@ -1,0 +1,13 @@
+"""The registry of session rankers: a new one is a file and a line here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from compress.sessions.rankers.base import SessionRanker
+from compress.sessions.rankers.gru4rec import Gru4Rec
+from compress.sessions.rankers.sasrec import SasRec
+
+SESSION_RANKERS: Final[Mapping[str, type[SessionRanker]]] = MappingProxyType(
+    {"sasrec": SasRec, "gru4rec": Gru4Rec}
+)

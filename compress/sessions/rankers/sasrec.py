@@ -1,0 +1,167 @@
+"""SASRec with three poolings, and with a way to repeat the session's items.
+
+    x_t = LN(e_t + p_t)                            positions counted from the left
+    h   = LN(x + Attention(x)),  h ← LN(h + FFN(h))    causal, GELU (erf)
+    last        θ_l = W h_l
+    attention   θ_l = W sum_{t<=l} α_lt h_t,   α_lt = f · sigmoid(W1 h̄_l + W2 h_t + c),
+                h̄_l the mean of h_1 … h_l
+    items       θ_l = sum_{t<=l} β_lt e_t + W h_l,   β_lt = softmax_t(h_l · A h_t - b_{l-t})
+    score       scale · θ_l / |θ_l| · e_v
+
+``last`` is Kang & McAuley 2018; ``attention`` the variant of EODRec (papers.md §2.1) without its
+fault: h̄ is the mean over real positions, not over padding. ``items`` keeps the session among the
+vectors that it is compared with, as CORE (Hou et al. 2022) does; W starts at zero, so that training
+begins with an average of the latest items, and item vectors that are good already stay so.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from compress.sessions.rankers.base import (
+    SessionRanker,
+    SessionRankerConfig,
+    Ways,
+    ages,
+    causal,
+)
+from compress.sessions.rankers.heads import REACH, QueryHead, RepeatHead
+
+FADES = 0.5
+
+
+class SasRecConfig(SessionRankerConfig):
+    """Options.
+
+    Attributes:
+        pooling: what stands for the session; see above.
+        item_dropout: share of the session's items that training hides.
+        scale: of the query, which has unit length otherwise; 0 leaves its length free.
+        repeat: whether the session's own items get a share of the score.
+    """
+
+    dim: int = Field(default=128, ge=1)
+    layers: int = Field(default=1, ge=1)
+    heads: int = Field(default=1, ge=1)
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    item_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    pooling: Literal["items", "last", "attention"] = "items"
+    scale: float = Field(default=12.0, ge=0.0)
+    repeat: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> "SasRecConfig":
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} does not divide into {self.heads} heads")
+        return self
+
+
+class Block(nn.Module):
+    """One layer: causal attention and a feed-forward net, each with residual and LayerNorm."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.feed = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.norm_feed = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        rows, length, dim = x.shape
+        q, k, v = (
+            part.reshape(rows, length, self.heads, dim // self.heads).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )  # (B, H, L, D / H)
+        weights = (q @ k.transpose(2, 3) / math.sqrt(dim // self.heads)).float()
+        weights = self._drop(causal(weights).softmax(-1))
+        mixed = (weights @ v).transpose(1, 2).reshape(rows, length, dim)
+        x = self.norm(x + self._drop(self.out(mixed)))
+        normed: Tensor = self.norm_feed(x + self._drop(self.feed(x)))
+        return normed
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class SoftAttention(nn.Module):
+    """Pools positions 1 … l for every l: α_lt = f · sigmoid(W1 h̄_l + W2 h_t + c), no softmax."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.of_mean = nn.Linear(dim, dim)
+        self.of_each = nn.Linear(dim, dim, bias=False)
+        self.weigh = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        length = hidden.shape[1]
+        share = torch.ones(length, length).tril()
+        share = share / share.sum(1, keepdim=True)
+        mean = share @ hidden  # (B, L, D)
+        mixed = self.of_mean(mean).unsqueeze(2) + self.of_each(hidden).unsqueeze(1)
+        alpha = self.weigh(torch.sigmoid(mixed)).squeeze(-1)  # (B, L, L)
+        return torch.tril(alpha) @ hidden
+
+
+class ItemPool(nn.Module):
+    """Averages the item vectors of positions 1 … l for every l, the latest first of all."""
+
+    def __init__(self, dim: int, length: int) -> None:
+        super().__init__()
+        self.asks, self.answers = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        # Half the weight of the click after it, or thereabouts.
+        self.of_age = nn.Parameter(-FADES * torch.arange(length).float() / REACH)
+
+    def forward(self, vectors: Tensor, hidden: Tensor) -> Tensor:
+        """Item vectors and hidden states (B, L, D) -> (B, L, D)."""
+        length = vectors.shape[1]
+        content = self.asks(hidden) @ self.answers(hidden).transpose(1, 2)
+        weights = content / math.sqrt(vectors.shape[2]) + REACH * self.of_age[ages(length)]
+        pooled: Tensor = causal(weights).softmax(-1) @ vectors
+        return pooled
+
+
+class SasRec(SessionRanker):
+    """Transformer over the session."""
+
+    Config: ClassVar[type[SessionRankerConfig]] = SasRecConfig
+    config: SasRecConfig
+
+    def __init__(self, config: SasRecConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.positions = nn.Parameter(torch.randn(config.length + 1, dim) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.dropout) for _ in range(config.layers)
+        )
+        self.soft = SoftAttention(dim) if config.pooling == "attention" else None
+        self.pool = ItemPool(dim, config.length + 1) if config.pooling == "items" else None
+        self.query = QueryHead(dim, config.scale, config.dropout)
+        if self.pool is not None:
+            nn.init.zeros_(self.query.out.weight)
+            nn.init.zeros_(self.query.out.bias)
+        self.repeat = RepeatHead(dim, config.length + 1) if config.repeat else None
+
+    def forward(self, vectors: Tensor) -> Ways:
+        """(B, L, D) -> the ways at each position."""
+        config, length = self.config, vectors.shape[1]
+        if self.training and config.item_dropout:
+            kept = torch.rand(*vectors.shape[:2], 1) >= config.item_dropout
+            vectors = vectors * kept
+        # Unit vectors beside positions of 0.02 an entry: as large as the usual embeddings.
+        hidden = self.norm(vectors * math.sqrt(config.dim) + self.positions[:length])
+        hidden = F.dropout(hidden, config.dropout, self.training)
+        for block in self.blocks:
+            hidden = block(hidden)
+        pooled = hidden if self.soft is None else self.soft(hidden)
+        average = None if self.pool is None else self.pool(vectors, hidden)
+        repeat = None if self.repeat is None else self.repeat(hidden)
+        return Ways(self.query(pooled, average), repeat, None)
