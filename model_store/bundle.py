@@ -405,14 +405,14 @@ def seal(root: Path, manifest: Manifest) -> Bundle:
 
     Args:
         root: a folder with the files; all of them become part of the bundle.
-        manifest: its ``files`` are replaced.
+        manifest: its ``files`` are replaced, and its ``format_version`` is this Slimrank's.
 
     Raises:
         ManifestInvalid: the manifest refers to a file that is not there, or a number is not finite.
         BundleCorrupt: the folder holds a link or another thing that is no plain file.
     """
     entries = tuple(_entry(root, path) for path in _plain_files(root))
-    sealed = manifest.model_copy(update={"files": entries})
+    sealed = manifest.model_copy(update={"files": entries, "format_version": FORMAT_VERSION})
     try:
         text = json.dumps(
             sealed.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False

@@ -37,6 +37,8 @@ SCALES_FILE: Final = "items/scales.npy"
 CODES_FILE: Final = "items/codes.npy"
 CODEBOOKS_FILE: Final = "items/codebooks.npy"
 BYTE: Final = 8
+NIBBLE: Final = 4
+BLOCK: Final = 16_384
 # What numpy's header parser lets through.
 NPY_ERRORS: Final = (ValueError, OverflowError, SyntaxError, TokenError)
 
@@ -110,7 +112,7 @@ class DenseTable:
 
     def all_scores(self, query: Floats) -> Floats:
         """(N,) products of a query (dim,) with every item."""
-        return np.asarray(self.matrix.astype(np.float32, copy=False) @ query, np.float32)
+        return _in_blocks(self.matrix, query)
 
     def mean(self) -> Floats:
         """(dim,) the mean item."""
@@ -170,8 +172,7 @@ class Int8Table:
 
     def all_scores(self, query: Floats) -> Floats:
         """(N,) products of a query (dim,) with every item."""
-        products = self.rows.astype(np.float32) @ query
-        return np.asarray(products * self.scales.astype(np.float32), np.float32)
+        return _in_blocks(self.rows, query) * self.scales.astype(np.float32)
 
     def mean(self) -> Floats:
         """(dim,) the mean item."""
@@ -288,6 +289,10 @@ class CodedTable:
         path = path_of(spec.codebooks)
         kept = load_array(path, 3, "float32", "float16", "int8")
         codebooks = kept.astype(np.float32)
+        if (kept.dtype == np.int8) != (spec.scales is not None):
+            raise BundleCorrupt(
+                f"{path}: scales belong to codebooks of int8, these are {kept.dtype}"
+            )
         if spec.scales is not None:
             by = load_array(path_of(spec.scales), 2, "float16")
             if by.shape != kept.shape[:2]:
@@ -315,6 +320,16 @@ def _stored(spec: StoredCodes, books: int, path_of: PathOf) -> Codes:
             "bits take another number"
         )
     return unpack_codes(packed, books, spec.bits)
+
+
+def _in_blocks(matrix: NDArray[Any], query: Floats) -> Floats:
+    """(N,) products of a query with the rows of a matrix, which is never copied whole."""
+    if matrix.dtype == np.float32:
+        return np.asarray(matrix @ query, np.float32)
+    products = np.empty(len(matrix), np.float32)
+    for start in range(0, len(matrix), BLOCK):
+        products[start : start + BLOCK] = matrix[start : start + BLOCK].astype(np.float32) @ query
+    return products
 
 
 def quantised(codebooks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -355,6 +370,9 @@ def unpack_codes(packed: NDArray[np.uint8], books: int, bits: int) -> Codes:
         return packed
     if bits == 2 * BYTE:
         return np.ascontiguousarray(packed).view("<u2")
+    if bits == NIBBLE:  # ten times as fast as bit by bit
+        halves = np.stack([packed & 15, packed >> NIBBLE], axis=-1)  # (N, bytes, 2)
+        return np.ascontiguousarray(halves.reshape(len(packed), -1)[:, :books])
     flags = np.unpackbits(packed, axis=1, bitorder="little", count=books * bits)
     weights = 1 << np.arange(bits, dtype=np.uint16)
     codes = flags.reshape(-1, books, bits).astype(np.uint16) @ weights
@@ -381,14 +399,18 @@ def expanded(cores: list[Floats], block: int, items: int) -> Floats:
 
     The later cores of a semi-tensor train are n times smaller in both ranks: the product
     a ⋉ B is the ordinary one of a with B ⊗ I_n.
+
+    Raises:
+        ValueError: the ranks do not fit each other.
     """
+    if len(cores[0]) != 1:
+        raise ValueError(f"the first rank is {len(cores[0])}, expected 1")
     whole = cores[0][0]  # (I_1, J_1, R_1)
     for core in cores[1:]:
-        rows, columns, rank = whole.shape
+        rows, columns, _ = whole.shape
         grown = np.kron(core.transpose(1, 2, 0, 3), np.eye(block, dtype=np.float32))
         product = np.einsum("ijr,klrs->ikjls", whole, grown)
         whole = product.reshape(rows * core.shape[1], columns * core.shape[2], grown.shape[3])
-        del rank
     return np.ascontiguousarray(whole.reshape(len(whole), -1)[:items], np.float32)
 
 
@@ -451,7 +473,10 @@ class FactoredTable:
     def load(cls, spec: FactoredVectors, items: int, path_of: PathOf) -> Self:
         """Read the cores and expand them."""
         cores = [load_array(path_of(name), 4, "float32") for name in spec.cores]
-        return cls.of(cores, spec.block, items)
+        try:
+            return cls.of(cores, spec.block, items)
+        except ValueError as error:
+            raise BundleCorrupt(f"{path_of(spec.cores[0])}: no tensor train ({error})") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,6 +517,7 @@ class Neighbours:
             and bool((np.diff(offsets) >= 0).all())
             and offsets[-1] == len(columns) == len(weights)
             and (not len(columns) or (columns.min() >= 0 and columns.max() < items))
+            and (not len(weights) or (weights.min() > 0 and weights.max() < np.inf))
         )
         if not sound:
             raise BundleCorrupt(f"{path_of(spec.offsets)}: no {items} rows of neighbours")

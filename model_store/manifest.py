@@ -6,7 +6,7 @@ manifest and fills the graph's inputs by it; it never asks which architecture a 
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 FORMAT_VERSION: Final = 2
 MANIFEST_FILE: Final = "manifest.json"
@@ -186,15 +186,15 @@ class RadixCodes(Frozen):
     """
 
     type: Literal["radix"] = "radix"
-    radices: tuple[int, ...] = Field(min_length=1)
+    radices: tuple[PositiveInt, ...] = Field(min_length=1)
 
 
 class HashedCodes(Frozen):
     """Codes that need no file: code m is row · ``factors[m]`` modulo the prime, modulo K."""
 
     type: Literal["hashed"] = "hashed"
-    factors: tuple[int, ...] = Field(min_length=1)
-    prime: int = 2_147_483_647
+    factors: tuple[PositiveInt, ...] = Field(min_length=1)
+    prime: PositiveInt = 2_147_483_647
 
 
 class CodedVectors(Frozen):

@@ -19,6 +19,7 @@ from model_store.bundle import (
     seal,
     vocabulary_file,
 )
+from model_store.item_vectors import CodedTable, Neighbours
 from model_store.manifest import (
     BucketEncoding,
     Card,
@@ -29,6 +30,8 @@ from model_store.manifest import (
     Manifest,
     NumericEncoding,
     Resources,
+    SessionCard,
+    SessionSpec,
     TensorSpec,
     VocabularyEncoding,
 )
@@ -116,6 +119,54 @@ def write_files(root: Path, graph: bytes) -> None:
     (root / GRAPH_FILE).write_bytes(graph)
     rows = np.array([[3, 2, 1], [7, 1, 1]], dtype=np.int32)
     np.save(root / item_tensor_file("candidate_ids"), rows)
+
+
+def write_session_bundle(root: Path) -> Bundle:
+    """A tiny session ranker's bundle: three items in coded vectors, and what follows what."""
+    root.mkdir()
+    codes = np.array([[0, 1], [1, 0], [1, 1]], np.uint8)
+    codebooks = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    neighbours = Neighbours(
+        offsets=np.array([0, 1, 1, 3], np.int32),
+        items=np.array([2, 0, 1], np.int32),
+        weights=np.array([1.0, 0.5, 0.25], np.float16),
+    )
+    spec = SessionSpec(
+        ids=ITEM_IDS_FILE,
+        items=3,
+        length=4,
+        dim=2,
+        vectors=CodedTable(codes, codebooks, concatenated=False).save(root),
+        neighbours=neighbours.save(root),
+    )
+    golden = [{"request": {"candidates": {"ids": ["i1"]}, "session_items": []}, "scores": [0.5]}]
+    (root / ITEM_IDS_FILE).write_text('["i1", "i2", "i3"]\n')
+    (root / GOLDEN_FILE).write_text(f"{json.dumps(golden)}\n")
+    (root / GRAPH_FILE).write_bytes(GRAPH)
+    cost = Resources(flops=7)
+    return seal(
+        root,
+        manifest(
+            "session",
+            scores="logit",
+            inputs=(TensorSpec(name="session", dtype="float32", shape=("R", "L", 2)),),
+            outputs=(
+                TensorSpec(name="query", dtype="float32", shape=("R", 2)),
+                TensorSpec(name="follow", dtype="float32", shape=("R", "L")),
+            ),
+            features=(),
+            item_id=None,
+            items=None,
+            session=spec,
+            card=SessionCard(ranker="gru4rec", table="codes", seed=0, dense=cost, coded=cost),
+        ),
+    )
+
+
+@pytest.fixture
+def session_bundle(tmp_path: Path) -> Bundle:
+    """A tiny session ranker's bundle."""
+    return write_session_bundle(tmp_path / "session")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,30 @@ from model_store.bundle import (
     checksums,
     digest_of,
     item_tensor_file,
+    named_files,
     open_bundle,
     parse_manifest,
     seal,
     vocabulary_file,
 )
 from model_store.errors import BundleCorrupt, BundleNotFound, ManifestInvalid
-from model_store.manifest import MANIFEST_FILE, FileEntry
+from model_store.manifest import (
+    MANIFEST_FILE,
+    CodedVectors,
+    DenseVectors,
+    FactoredVectors,
+    FileEntry,
+    Int8Vectors,
+    RadixCodes,
+    StoredCodes,
+    Vectors,
+)
 
 FORMAT_1 = Path(__file__).with_name("format_1")
 FORMAT_1_DIGEST = "sha256:821260bb981b4ccb046df41ed4ad134851fb9d6328faf94a88c0cc15971803fd"
+FORMAT_2 = Path(__file__).with_name("format_2")
+CLICK_2_DIGEST = "sha256:aa205d5b781a2c7c46fb16109897a4481cc5432744e02f7bb89d3d51ef19707d"
+SESSION_2_DIGEST = "sha256:51c4bad78be6824d3a9bf02ec8df62ede21835f87fafa182592a5c07185e3f53"
 FLIPPED = b"\0 no real grapH\n"
 
 
@@ -48,6 +63,13 @@ def replace(bundle: Bundle, name: str, data: bytes) -> Bundle:
     return seal(bundle.root, bundle.manifest)
 
 
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as the bytes of a file."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 class Reduced:
     """Creates a file when it is unpickled."""
 
@@ -61,10 +83,11 @@ class Reduced:
 # Sealing
 
 
-def test_the_format_is_pinned_by_its_bytes(bundle: Bundle) -> None:
-    """The same bundle has the same digest in every release that writes format version 1."""
-    assert bundle.manifest.format_version == 1
-    assert bundle.digest == FORMAT_1_DIGEST
+def test_the_format_is_pinned_by_its_bytes(bundle: Bundle, session_bundle: Bundle) -> None:
+    """The same bundle has the same digest in every release that writes format version 2."""
+    assert bundle.manifest.format_version == session_bundle.manifest.format_version == 2
+    assert bundle.digest == CLICK_2_DIGEST
+    assert session_bundle.digest == SESSION_2_DIGEST
 
 
 def test_a_bundle_of_format_1_opens_for_ever(bundle: Bundle) -> None:
@@ -72,7 +95,38 @@ def test_a_bundle_of_format_1_opens_for_ever(bundle: Bundle) -> None:
     kept = open_bundle(FORMAT_1)
 
     assert kept.digest == FORMAT_1_DIGEST
-    assert kept.manifest == bundle.manifest
+    assert kept.manifest.format_version == 1
+    assert kept.manifest.model_copy(update={"format_version": 2}) == bundle.manifest
+    assert kept.session_table() is None
+    assert kept.golden() == bundle.golden()
+    ours, theirs = bundle.item_table(), kept.item_table()
+    assert ours is not None
+    assert theirs is not None
+    assert (theirs.ids, theirs.values) == (ours.ids, ours.values)
+    np.testing.assert_array_equal(theirs.tensors["candidate_ids"], ours.tensors["candidate_ids"])
+
+
+def test_a_bundle_of_format_2_opens_for_ever(session_bundle: Bundle) -> None:
+    """A session ranker's files of that format are read, and mean the same."""
+    kept = open_bundle(FORMAT_2)
+    table = kept.session_table()
+
+    assert kept.digest == SESSION_2_DIGEST
+    assert kept.manifest == session_bundle.manifest
+    assert kept.item_table() is None
+    assert table is not None
+    assert table.vectors is not None
+    assert table.neighbours is not None
+    assert table.ids == ["i1", "i2", "i3"]
+    assert table.vectors.vectors(np.arange(3)).tolist() == [[6, 8], [6, 8], [8, 10]]
+    assert table.neighbours.of(2)[0].tolist() == [0, 1]
+
+
+def test_what_is_sealed_is_of_this_format(bundle: Bundle) -> None:
+    """A manifest that was read from an older bundle is not written under its old number."""
+    older = bundle.manifest.model_copy(update={"format_version": 1})
+
+    assert seal(bundle.root, older).manifest.format_version == 2
 
 
 def test_seal_lists_every_file_with_size_and_sha256(bundle: Bundle) -> None:
@@ -234,10 +288,10 @@ def test_missing_checksums_are_refused(bundle: Bundle) -> None:
 def test_a_newer_format_is_refused_before_its_schema(bundle: Bundle) -> None:
     """An old reader says that the bundle is newer, whatever else is new about it."""
     path = bundle.root / MANIFEST_FILE
-    fields = {**json.loads(path.read_bytes()), "format_version": 2, "unheard_of": True}
+    fields = {**json.loads(path.read_bytes()), "format_version": 3, "unheard_of": True}
     path.write_text(json.dumps(fields))
 
-    with pytest.raises(ManifestInvalid, match="format version 2, this Slimrank reads up to 1"):
+    with pytest.raises(ManifestInvalid, match="format version 3, this Slimrank reads up to 2"):
         open_bundle(bundle.root)
 
 
@@ -487,6 +541,79 @@ def test_opening_a_bundle_runs_no_code_from_it(bundle: Bundle, tmp_path: Path) -
     with pytest.raises(BundleCorrupt, match="Python objects in dtype"):
         changed.item_table()
     assert not trap.exists()
+
+
+# Session rankers
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("items/ids.json", b'["i1", "i2"]', "holds 2 items, the manifest says 3"),
+        ("items/ids.json", b'["i1", "i2", "i1"]', "twice"),
+        ("items/ids.json", b'["i1", "i2", 3]', "should be a valid string"),
+        ("items/codes.npy", npy(np.zeros((2, 1), np.uint8)), "for 2 items, the manifest says 3"),
+        ("items/codebooks.npy", npy(np.zeros((2, 2, 3), np.float32)), "of 3 numbers"),
+        ("items/neighbour_items.npy", npy(np.array([2, 0, 3], np.int32)), "no 3 rows"),
+    ],
+)
+def test_parts_of_a_session_table_that_do_not_fit_are_refused(
+    session_bundle: Bundle, name: str, content: bytes, complaint: str
+) -> None:
+    """Ids, vectors and neighbours are checked against the manifest when they are read."""
+    changed = replace(session_bundle, name, content)
+
+    with pytest.raises(BundleCorrupt, match=complaint):
+        changed.session_table()
+
+
+def test_a_click_through_bundle_has_no_session_table(bundle: Bundle) -> None:
+    """And a session ranker without vectors and neighbours has one with neither."""
+    assert bundle.session_table() is None
+
+
+def test_a_session_ranker_may_need_neither_vectors_nor_neighbours(session_bundle: Bundle) -> None:
+    """Then its table is the ids alone, and nothing else of the folder is referred to."""
+    session = session_bundle.manifest.session
+    assert session is not None
+    bare = session.model_copy(update={"vectors": None, "neighbours": None, "dim": 1})
+    manifest = session_bundle.manifest.model_copy(update={"session": bare})
+    table = seal(session_bundle.root, manifest).session_table()
+
+    assert [*named_files(manifest)] == ["model.onnx", "golden.json", "items/ids.json"]
+    assert table is not None
+    assert (table.ids, table.vectors, table.neighbours) == (["i1", "i2", "i3"], None, None)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "files"),
+    [
+        (DenseVectors(file="v"), ["v"]),
+        (Int8Vectors(file="v", scales="s"), ["v", "s"]),
+        (FactoredVectors(cores=("a", "b")), ["a", "b"]),
+        (
+            CodedVectors(
+                codes=StoredCodes(file="c", bits=4), codebooks="b", scales="s", composition="sum"
+            ),
+            ["b", "c", "s"],
+        ),
+        (
+            CodedVectors(codes=RadixCodes(radices=(2,)), codebooks="b", composition="concatenate"),
+            ["b"],
+        ),
+    ],
+    ids=["dense", "int8", "factors", "stored codes", "radix codes"],
+)
+def test_every_file_of_item_vectors_is_referred_to(
+    session_bundle: Bundle, vectors: Vectors, files: list[str]
+) -> None:
+    """So that sealing finds it missing, and publishing takes it along."""
+    session = session_bundle.manifest.session
+    assert session is not None
+    changed = session.model_copy(update={"vectors": vectors, "neighbours": None})
+    manifest = session_bundle.manifest.model_copy(update={"session": changed})
+
+    assert [*named_files(manifest)][3:] == files
 
 
 def test_golden_cases_are_requests_with_scores(bundle: Bundle) -> None:

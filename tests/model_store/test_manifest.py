@@ -12,13 +12,22 @@ from model_store import errors
 from model_store.errors import StoreError
 from model_store.manifest import (
     BucketEncoding,
+    CodedVectors,
     DataSpec,
+    DenseVectors,
+    FactoredVectors,
     FeatureSpec,
     FileEntry,
+    HashedCodes,
     HashEncoding,
+    Int8Vectors,
     ItemTableSpec,
     Manifest,
+    NeighbourSpec,
     NumericEncoding,
+    RadixCodes,
+    SessionSpec,
+    StoredCodes,
     TensorSpec,
     VocabularyEncoding,
 )
@@ -90,7 +99,8 @@ def test_the_store_brings_in_numpy_and_pydantic_only() -> None:
 @pytest.mark.parametrize(
     "record",
     [Manifest, FeatureSpec, FileEntry, NumericEncoding, VocabularyEncoding, HashEncoding,
-     BucketEncoding, TensorSpec, ItemTableSpec, DataSpec],
+     BucketEncoding, TensorSpec, ItemTableSpec, DataSpec, SessionSpec, NeighbourSpec, DenseVectors,
+     Int8Vectors, CodedVectors, FactoredVectors, StoredCodes, RadixCodes, HashedCodes],
 )  # fmt: skip
 def test_every_field_is_documented(record: type[BaseModel]) -> None:
     """docs/bundle-format.md names each field of the format."""
