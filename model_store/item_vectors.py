@@ -37,6 +37,8 @@ SCALES_FILE: Final = "items/scales.npy"
 CODES_FILE: Final = "items/codes.npy"
 CODEBOOKS_FILE: Final = "items/codebooks.npy"
 BYTE: Final = 8
+# Float16 is coarse below: rows in eight bits would not come back from a file as they went in.
+LEAST_SCALE: Final = 2.0**-16
 NIBBLE: Final = 4
 BLOCK: Final = 16_384
 # What numpy's header parser lets through.
@@ -144,7 +146,7 @@ class Int8Table:
     @classmethod
     def of(cls, matrix: Floats) -> Self:
         """The nearest such table: the largest entry of each row becomes ±127."""
-        scales = np.maximum(np.abs(matrix).max(1) / 127, 6e-8).astype(np.float16)
+        scales = np.maximum(np.abs(matrix).max(1) / 127, LEAST_SCALE).astype(np.float16)
         rows = np.clip(np.rint(matrix / scales[:, None].astype(np.float32)), -127, 127)
         return cls(rows.astype(np.int8), scales)
 
@@ -334,7 +336,7 @@ def _in_blocks(matrix: NDArray[Any], query: Floats) -> Floats:
 
 def quantised(codebooks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Codewords (M, K, width) in eight bits, and a scale (M, K) for each."""
-    scales = np.maximum(np.abs(codebooks).max(2) / 127, 6e-8).astype(np.float16)
+    scales = np.maximum(np.abs(codebooks).max(2) / 127, LEAST_SCALE).astype(np.float16)
     words = np.rint(codebooks / scales[..., None].astype(np.float32))
     return np.clip(words, -127, 127).astype(np.int8), scales
 
