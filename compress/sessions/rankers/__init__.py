@@ -5,9 +5,9 @@ from types import MappingProxyType
 from typing import Final
 
 from compress.sessions.rankers.base import SessionRanker
-from compress.sessions.rankers.gru4rec import Gru4Rec
 from compress.sessions.rankers.sasrec import SasRec
+from compress.sessions.rankers.stamp import Stamp
 
 SESSION_RANKERS: Final[Mapping[str, type[SessionRanker]]] = MappingProxyType(
-    {"sasrec": SasRec, "gru4rec": Gru4Rec}
+    {"sasrec": SasRec, "stamp": Stamp}
 )

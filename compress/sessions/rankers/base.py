@@ -76,7 +76,7 @@ class SessionRanker(nn.Module, ABC):
 
     def encode(self, vectors: Tensor) -> Ways:
         """The ways after 0 … L items: (B, L, D) -> query (B, L + 1, D), others (B, L + 1, L)."""
-        start = self.start.expand(len(vectors), 1, -1)
+        start = self.start.expand(vectors.shape[0], 1, -1)
         query, repeat, follow = self(torch.cat([start, vectors], dim=1))
         # What the start weighs itself is no item.
         return Ways(

@@ -50,7 +50,7 @@ class RepeatHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, L)."""
         length = hidden.shape[1]
-        by_age = ages(length).expand(len(hidden), -1, -1)  # (B, L, L)
+        by_age = ages(length).expand(hidden.shape[0], -1, -1)  # (B, L, L)
         asked = self.query(hidden)  # (B, L, 32)
         content = asked @ self.key(hidden).transpose(1, 2)
         recency = (asked @ self.age_key[:length].T).gather(2, by_age)
