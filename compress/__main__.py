@@ -6,12 +6,15 @@ Heavy imports stand inside the commands, so that `evaluate` and `--help` load no
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from compress.config import RunConfig
     from compress.pipeline import Outcome
 
 REFUSED = 2  # the input cannot be used
@@ -38,20 +41,65 @@ def run(
     ] = None,
 ) -> None:
     """Train, compress, export, evaluate and publish; go on where a killed run stopped."""
-    from compress.config import load
-    from compress.pipeline import resolve
-    from compress.pipeline import run as run_plan
-    from compress.progress import terminal
+    from compress.config import RunConfig, check, read
 
-    plan = resolve(load(config, override or ()))
-    try:
+    table = read(config, override or ())
+    if "task" in table:
+        _run_session(table, str(config))
+    else:
+        _run_click(check(RunConfig, table, where=str(config)))
+
+
+def _run_session(table: dict[str, Any], where: str) -> None:
+    from compress.config import check
+    from compress.progress import terminal
+    from compress.sessions.config import SessionRunConfig
+    from compress.sessions.pipeline import resolve
+    from compress.sessions.pipeline import run as run_plan
+    from compress.sessions.report import lines
+
+    plan = resolve(check(SessionRunConfig, table, where=where))
+    with _stoppable():
         if notice := plan.source.notice():
             print(notice, file=sys.stderr)
         with terminal() as progress:
             outcome = run_plan(plan, progress)
+    for line in lines(outcome.card):
+        print(line)
+    if outcome.holds:
+        _published(outcome.versions, plan.config.name, plan.config.publish.store)
+    else:
+        print("not published: the coded table lost more than [gate] allows", file=sys.stderr)
+    print(f"run folder: {outcome.folder}")
+    if not outcome.holds:
+        raise typer.Exit(GATED)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _published(versions: Mapping[str, str], name: str, store: str) -> None:
+    published = ", ".join(f"{kind} {name}@{version}" for kind, version in versions.items())
+    print(f"published in {store}: {published}")
+
+
+def _run_click(config: "RunConfig") -> None:
+    from compress.pipeline import resolve
+    from compress.pipeline import run as run_plan
+    from compress.progress import terminal
+
+    plan = resolve(config)
+    with _stoppable():
+        if notice := plan.source.notice():
+            print(notice, file=sys.stderr)
+        with terminal() as progress:
+            outcome = run_plan(plan, progress)
     _show(outcome, plan.config.name, plan.config.publish.store)
     if not outcome.verdict.holds:
         raise typer.Exit(GATED)
@@ -108,8 +156,7 @@ def _show(outcome: "Outcome", name: str, store: str) -> None:
     Console().print(table)
     verdict = outcome.verdict
     if verdict.holds:
-        published = ", ".join(f"{kind} {name}@{v}" for kind, v in outcome.versions.items())
-        print(f"published in {store}: {published}")
+        _published(outcome.versions, name, store)
     else:
         gate = verdict.gate
         print(

@@ -137,10 +137,19 @@ T = TypeVar("T")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's TOML file, then set each ``key=value`` of ``overrides`` in it.
+    """Read the TOML file of a run of the click-through line.
 
     Raises:
         ConfigError: the file is missing, is no TOML, or a key or value in it is wrong.
+    """
+    return check(RunConfig, read(path, overrides), where=str(path))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, then set each ``key=value`` of ``overrides`` in it; nothing is checked.
+
+    Raises:
+        ConfigError: the file is missing or is no TOML, or an override is none.
     """
     try:
         table = tomllib.loads(path.read_text())
@@ -150,7 +159,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     for override in overrides:
         _set(table, override)
-    return check(RunConfig, table, where=str(path))
+    return table
 
 
 def _set(table: dict[str, Any], override: str) -> None:

@@ -10,15 +10,9 @@ data; so a run that was killed goes on where it stopped, and a changed config st
 import hashlib
 import json
 import math
-import multiprocessing
-import platform
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -27,11 +21,9 @@ import pyarrow.parquet as pq
 import torch
 
 from compress.config import (
-    CompressError,
     ConfigError,
     Frozen,
     GateConfig,
-    PublishConfig,
     RunConfig,
     Section,
     configure,
@@ -47,20 +39,15 @@ from compress.methods.base import Compressed, Method
 from compress.progress import Progress, Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
+from compress.stages import apart, publish, publish_faults, tools, write_whole
 from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
-from model_store.store import Store, check_alias, open_store
 
 T = TypeVar("T")
 
 KINDS: Final = ("dense", "slim")
-TOOLS: Final = ("slimrank", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "polars")
-
-
-class RunError(CompressError):
-    """A stage could not be done for a reason outside the config and the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +107,7 @@ def resolve(config: RunConfig) -> Plan:
     Raises:
         ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
     """
-    faults = publish_faults(config.publish)
+    faults = publish_faults(config.publish, KINDS)
     source = _configured(SOURCES, config.data, "data", faults)
     ranker = _configured(RANKERS, config.ranker, "ranker", faults)
     method = _configured(METHODS, config.method, "method", faults)
@@ -143,25 +130,6 @@ def _configured(
     except ConfigError as error:
         faults.append(str(error))
         return None
-
-
-def publish_faults(publish: PublishConfig) -> list[str]:
-    """What the store would refuse once everything is trained. Touches no storage."""
-    faults = []
-    if publish.alias in KINDS:
-        faults.append(
-            f"publish.alias: {publish.alias!r} names a bundle of every run; expected another word, "
-            "like 'prod'"
-        )
-    for key, check, value in (
-        ("alias", check_alias, publish.alias),
-        ("store", open_store, publish.store),
-    ):
-        try:
-            check(value)
-        except StoreError as error:
-            faults.append(f"publish.{key}: {error}")
-    return faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +169,7 @@ def run(plan: Plan, progress: Progress) -> Outcome:
 def carry_out(site: Site) -> Outcome:
     """All stages after the data, in a folder that no other run works in."""
     plan, config = site.plan, site.plan.config
-    _write(site.folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
+    write_whole(site.folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
     write_test_rows(site.dataset, site.test)
 
     runs = [run_seed(site, seed) for seed in config.seeds]
@@ -210,7 +178,10 @@ def carry_out(site: Site) -> Outcome:
     bundles = {kind: open_bundle(first / kind) for kind in KINDS}
     card = write_card(site, runs, bundles)
     verdict = judge(config.gate, card.results)
-    versions = publish(plan, first) if verdict.holds else {}
+    versions: Mapping[str, str] = {}
+    if verdict.holds:
+        folders = {kind: first / kind for kind in KINDS}
+        versions = publish(config.publish, config.name, folders)
     write_metrics(site.folder / "metrics.json", card, verdict, versions)
     return Outcome(site.folder, card, verdict, versions)
 
@@ -278,7 +249,7 @@ def run_seed(site: Site, seed: int) -> SeedRun:
         dense=resources(dense, bundles[0]),
         slim=resources(compressed.ranker, bundles[1]),
     )
-    _write(done, result.model_dump_json(indent=1))
+    write_whole(done, result.model_dump_json(indent=1))
     return result
 
 
@@ -355,18 +326,7 @@ def evaluate_apart(bundle: Path, test: Path) -> Quality:
     Raises:
         RunError: that process died.
     """
-    context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches both processes; one message is enough.
-    silence = (signal.SIGINT, signal.SIG_IGN)
-    try:
-        with ProcessPoolExecutor(
-            1, mp_context=context, initializer=signal.signal, initargs=silence
-        ) as pool:
-            return pool.submit(_evaluated, bundle, test).result()
-    except BrokenProcessPool:
-        raise RunError(
-            f"evaluating {bundle} died, most likely for want of memory; free some and run again"
-        ) from None
+    return apart(f"evaluating {bundle}", _evaluated, bundle, test)
 
 
 def _evaluated(bundle: Path, test: Path) -> Quality:
@@ -435,17 +395,6 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     return config
 
 
-def tools() -> dict[str, str]:
-    """Versions of what made the bundle."""
-    found = {"python": platform.python_version()}
-    for name in TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def notes(site: Site) -> tuple[str, ...]:
     """What a reader of the card should know besides."""
     rows = ", ".join(f"{part} {count:,}" for part, count in site.dataset.rows.items())
@@ -467,24 +416,6 @@ def judge(gate: GateConfig, results: Sequence[SeedResult]) -> Verdict:
     return Verdict(auc, logloss, gate)
 
 
-def publish(plan: Plan, folder: Path) -> dict[str, str]:
-    """Publish dense, then slim; the aliases move when both are there."""
-    store, name = open_store(plan.config.publish.store), plan.config.name
-    versions = {kind: _publish_once(store, name, open_bundle(folder / kind)) for kind in KINDS}
-    for kind, version in versions.items():
-        store.set_alias(name, kind, version)
-    store.set_alias(name, plan.config.publish.alias, versions["slim"])
-    return versions
-
-
-def _publish_once(store: Store, name: str, bundle: Bundle) -> str:
-    # A run that goes on after a kill finds what it has published already.
-    for entry in store.list():
-        if (entry.name, entry.digest) == (name, bundle.digest):
-            return entry.version
-    return store.publish(bundle.root, name).version
-
-
 def write_metrics(path: Path, card: Card, verdict: Verdict, versions: Mapping[str, str]) -> None:
     """The run's figures in one JSON file."""
     content = {
@@ -497,16 +428,10 @@ def write_metrics(path: Path, card: Card, verdict: Verdict, versions: Mapping[st
         "gate_holds": verdict.holds,
         "versions": dict(versions),
     }
-    _write(path, json.dumps(content, indent=1))
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def _curve(result: FitResult) -> list[dict[str, float | None]]:
     # What is not a number (the training loss before the first step) is null in JSON.
     looks = [asdict(look) for look in result.history]
     return [{k: v if math.isfinite(v) else None for k, v in look.items()} for look in looks]
-
-
-def _write(path: Path, text: str) -> None:
-    # All or nothing: a file that exists says that its stage is done.
-    with replaced(path) as staged:
-        staged.write_text(text + "\n")

@@ -5,9 +5,10 @@ from types import MappingProxyType
 from typing import Final
 
 from compress.sessions.rankers.base import SessionRanker
+from compress.sessions.rankers.floors import FLOORS
 from compress.sessions.rankers.sasrec import SasRec
 from compress.sessions.rankers.stamp import Stamp
 
 SESSION_RANKERS: Final[Mapping[str, type[SessionRanker]]] = MappingProxyType(
-    {"sasrec": SasRec, "stamp": Stamp}
+    {"sasrec": SasRec, "stamp": Stamp, **FLOORS}
 )

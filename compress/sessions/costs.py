@@ -1,0 +1,116 @@
+"""What a session ranker's bundle costs: bytes by part, parameters, time, and what codes came to."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from compress.graph import SessionGraph
+from model_store.bundle import GRAPH_FILE, ITEM_IDS_FILE, Bundle
+from model_store.errors import BundleCorrupt
+from model_store.item_vectors import CodedTable, ItemVectors
+from model_store.manifest import Resources
+
+TABLE: Final = "item table"
+ROUNDS: Final = 300
+SESSION_LENGTH: Final = 10
+
+
+def bytes_by_part(root: Path) -> dict[str, int]:
+    """The bundle's bytes on disk: item table, item ids, graph, and each other file."""
+    parts: dict[str, int] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root).as_posix()
+        if name == ITEM_IDS_FILE:
+            part = "item ids"
+        elif name.startswith("items/"):
+            part = TABLE
+        else:
+            part = "graph" if name == GRAPH_FILE else name
+        parts[part] = parts.get(part, 0) + path.stat().st_size
+    return parts
+
+
+def resources(bundle: Bundle, us: float | None) -> Resources:
+    """What a bundle costs; FLOPs for one candidate, the session's part apart."""
+    table = vectors_of(bundle)
+    flops = {"candidate": 2 * table.dim}
+    if isinstance(table, CodedTable):
+        books, size, width = table.codebooks.shape
+        flops = {"candidate": books, "sub-scores, once a request": 2 * books * size * width}
+    weights = onnx.load(str(bundle.path(bundle.manifest.graph))).graph.initializer
+    numbers = sum(int(np.prod(weight.dims)) for weight in weights)
+    return Resources(
+        flops=flops["candidate"],
+        flops_parts=flops,
+        bytes=bytes_by_part(bundle.root),
+        parameters=numbers + _numbers(table),
+        us_per_request=us,
+    )
+
+
+def _numbers(table: ItemVectors) -> int:
+    if isinstance(table, CodedTable):
+        stored = table.codes.size if table.codes_spec is None else 0
+        return int(stored + table.codebooks.size)
+    return len(table) * table.dim
+
+
+def vectors_of(bundle: Bundle) -> ItemVectors:
+    """The item vectors of a bundle that has them."""
+    table = bundle.session_table()
+    if table is None or table.vectors is None:
+        raise BundleCorrupt(f"{bundle.root}: expected a session ranker with item vectors")
+    return table.vectors
+
+
+def achieved(dense: Bundle, coded: Bundle) -> dict[str, float]:
+    """Ratios of bytes on disk and, of codes, how well they are used."""
+    before, after = bytes_by_part(dense.root), bytes_by_part(coded.root)
+    table = vectors_of(coded)
+    found = {
+        "table compression": before[TABLE] / after[TABLE],
+        "bundle compression": sum(before.values()) / sum(after.values()),
+    }
+    if isinstance(table, CodedTable):
+        items, books = table.codes.shape
+        size = table.codebooks.shape[1]
+        found |= {
+            # Each code counted as one float, as the papers do (papers.md §2.3).
+            "table compression, papers' count": items
+            * table.dim
+            / (table.codebooks.size + items * books),
+            "items that share all their codes": float(
+                items - len(np.unique(np.asarray(table.codes), axis=0))
+            ),
+            "code usage": float(np.mean([_usage(table.codes[:, m], size) for m in range(books)])),
+        }
+    return found
+
+
+def _usage(codes: np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]], size: int) -> float:
+    """Entropy of the use of a codebook's words, as a share of that of equal use."""
+    share = np.bincount(codes, minlength=size) / len(codes)
+    used = share[share > 0]
+    return float(-(used * np.log(used)).sum() / np.log(size)) if size > 1 else 1.0
+
+
+def request_us(bundles: Sequence[Bundle], candidates: int) -> list[float]:
+    """Median microseconds to encode a session and score random candidates, bundles in turn."""
+    graphs = [SessionGraph(bundle.path(bundle.manifest.graph)) for bundle in bundles]
+    tables = [vectors_of(bundle) for bundle in bundles]
+    draw, times = np.random.default_rng(0), np.empty((ROUNDS, len(bundles)))
+    items = len(tables[0])
+    for turn in range(-ROUNDS // 10, ROUNDS):
+        session = draw.integers(items, size=SESSION_LENGTH)
+        rows = draw.integers(items, size=candidates)
+        for place, (graph, table) in enumerate(zip(graphs, tables, strict=True)):
+            started = time.perf_counter_ns()
+            query = graph.run(table.vectors(session)[None])["query"][0]
+            table.scores(query, rows)
+            if turn >= 0:
+                times[turn, place] = (time.perf_counter_ns() - started) / 1e3
+    return [float(us) for us in np.median(times, axis=0)]

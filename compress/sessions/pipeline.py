@@ -1,0 +1,476 @@
+"""A run of the session line, from sessions to published bundles, as one list of stages.
+
+    read sessions → floors: fit → export → evaluate
+    → for each seed: teacher: train → export → evaluate
+                     student: codes from the teacher's table → distil → export → evaluate
+    → card over all seeds → gate → publish
+
+The teacher's results lie in a folder named by a hash of all that makes it, the student's in one
+named by that and its table; so a killed run goes on where it stopped, and runs with other tables
+share a teacher.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from compress.config import ConfigError, Frozen, Section, configure
+from compress.config import resolve as resolve_type
+from compress.data.folders import alone, replaced, spacious
+from compress.export import restate
+from compress.progress import Progress, Silent
+from compress.sessions.config import SessionGate, SessionRunConfig
+from compress.sessions.cooccurrence import cooccurrence_vectors
+from compress.sessions.costs import achieved, request_us, resources
+from compress.sessions.data import Prefixes, SessionData
+from compress.sessions.distill import Distillation
+from compress.sessions.evaluate import evaluate_file
+from compress.sessions.export import export
+from compress.sessions.metrics import ratio
+from compress.sessions.rankers import SESSION_RANKERS
+from compress.sessions.rankers.base import SessionRanker, SessionRankerConfig
+from compress.sessions.sources import SESSION_SOURCES
+from compress.sessions.sources.base import SessionSource
+from compress.sessions.student import Student
+from compress.sessions.tables import TABLES
+from compress.sessions.tables.base import TableMethod, Teacher
+from compress.sessions.tables.learned import LearnedTable
+from compress.sessions.train import Epoch, fit
+from compress.stages import apart, publish, publish_faults, tools, write_whole
+from model_store.bundle import Bundle, open_bundle
+from model_store.errors import StoreError
+from model_store.item_vectors import ItemVectors
+from model_store.manifest import (
+    MANIFEST_FILE,
+    Resources,
+    SessionCard,
+    SessionQuality,
+    SessionSeed,
+)
+
+T = TypeVar("T")
+
+KINDS: Final = ("dense", "coded")
+TEST_FILE: Final = "test.parquet"
+RANKS_FILE: Final = "ranks.npy"
+QUALITY_FILE: Final = "quality.json"
+COMPARED: Final = ("NDCG@10", "MRR@20", "P@20")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A config with all its parts resolved: nothing in it can be wrong any more."""
+
+    config: SessionRunConfig
+    source: SessionSource
+    ranker: type[SessionRanker]
+    ranker_config: SessionRankerConfig
+    table: TableMethod
+    table_config: Frozen
+    floors: tuple[type[SessionRanker], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        versions: "dense" and "coded" -> published version; empty if the gate did not hold.
+    """
+
+    folder: Path
+    card: SessionCard
+    holds: bool
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a plan is carried out: what every stage needs."""
+
+    plan: Plan
+    data: SessionData
+    teachers: Path
+    folder: Path
+    progress: Progress
+
+    @property
+    def test(self) -> Path:
+        """The test prefixes as a file: all that evaluation sees besides a bundle."""
+        return self.teachers / TEST_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A sealed bundle, and what it is worth on the test prefixes.
+
+    Attributes:
+        ranks: (prefixes,) of the targets, for paired comparisons.
+    """
+
+    bundle: Bundle
+    quality: SessionQuality
+    ranks: NDArray[np.float64]
+
+
+def resolve(config: SessionRunConfig) -> Plan:
+    """Check every section against the registries and the store's rules, before any work is done.
+
+    Raises:
+        ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
+    """
+    faults = publish_faults(config.publish, KINDS)
+    source = _configured(SESSION_SOURCES, config.data, "data", faults)
+    ranker = _configured(SESSION_RANKERS, config.ranker, "ranker", faults)
+    table = _configured(TABLES, config.table, "table", faults)
+    floors = []
+    for place, name in enumerate(config.floors):
+        try:
+            floors.append(resolve_type(SESSION_RANKERS, Section(type=name), f"floors.{place}"))
+        except ConfigError as error:
+            faults.append(str(error))
+    if ranker is not None and not ranker[0].USES_VECTORS:
+        faults.append(f"ranker.type: {config.ranker.type!r} has no item vectors to compress")
+    if faults or source is None or ranker is None or table is None:
+        raise ConfigError("\n".join(faults))
+    make_source = cast("Callable[[Any], SessionSource]", source[0])
+    return Plan(config, make_source(source[1]), *ranker, table[0](), table[1], tuple(floors))
+
+
+def _configured(
+    registry: Mapping[str, type[T]], section: Section, where: str, faults: list[str]
+) -> tuple[type[T], Any] | None:
+    try:
+        return configure(registry, section, where)
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
+
+
+def run(plan: Plan, progress: Progress) -> Outcome:
+    """Run a plan, or what is left of it.
+
+    Raises:
+        CompressError, StoreError: it cannot go on; the text says why.
+    """
+    config = plan.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    root = config.runs / config.name
+    keys = teacher_key(plan), student_key(plan)
+    site = Site(plan, plan.source.parts(), root / f"teacher-{keys[0]}", root / keys[1], progress)
+    with spacious(root), alone(site.teachers), alone(site.folder):
+        return carry_out(site)
+
+
+def teacher_key(plan: Plan) -> str:
+    """Of all that makes a teacher. Seeds, gate and store are no part of it."""
+    return _key(_teacher_parts(plan))
+
+
+def student_key(plan: Plan) -> str:
+    """Of all that makes a student, its teacher included."""
+    config = plan.config
+    parts = {
+        "teacher": _teacher_parts(plan),
+        "table": [config.table.type, plan.table_config.model_dump(mode="json")],
+        **config.model_dump(mode="json", include={"finetune", "distill", "floors"}),
+    }
+    return _key(parts)
+
+
+def _teacher_parts(plan: Plan) -> dict[str, Any]:
+    config = plan.config
+    return {
+        "tools": tools(),
+        "data": plan.source.fingerprint(),
+        "ranker": [config.ranker.type, plan.ranker_config.model_dump(mode="json")],
+        **config.model_dump(mode="json", include={"train", "export", "threads"}),
+    }
+
+
+def _key(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def carry_out(site: Site) -> Outcome:
+    """All stages after the data, in folders that no other run works in."""
+    config = site.plan.config
+    write_whole(site.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
+    write_prefixes(site.data.test, site.test)
+    floors = {name: judge_floor(site, name) for name in config.floors}
+    seeds = [run_seed(site, seed) for seed in config.seeds]
+    card = write_card(site, seeds, floors)
+    holds = passes(config.gate, card)
+    versions: Mapping[str, str] = {}
+    if holds:
+        first = config.seeds[0]
+        folders = {"dense": dense_folder(site, first), "coded": coded_folder(site, first)}
+        versions = publish(config.publish, config.name, folders)
+    figures = {**card.model_dump(), "gate_holds": holds, "versions": dict(versions)}
+    write_whole(site.folder / "metrics.json", json.dumps(figures, indent=1))
+    return Outcome(site.folder, card, holds, versions)
+
+
+def dense_folder(site: Site, seed: int) -> Path:
+    """Where the student's run keeps its copy of the teacher's bundle, under its own card."""
+    return site.folder / f"seed-{seed}" / "dense"
+
+
+def coded_folder(site: Site, seed: int) -> Path:
+    """Where the coded bundle lies."""
+    return site.folder / f"seed-{seed}" / "coded"
+
+
+def write_prefixes(prefixes: Prefixes, path: Path) -> None:
+    """Write prefixes as rows ``session_id``, ``items``, ``target``, ids as texts."""
+    if path.exists():
+        return
+    ids, sessions = np.array([*prefixes.sessions.ids, None], dtype=object), prefixes.sessions
+    frame = pl.DataFrame(
+        {
+            "session_id": prefixes.owner,
+            "items": [ids[session].tolist() for session in sessions],
+            "target": ids[prefixes.targets].tolist(),
+        },
+        schema={"session_id": pl.Int64, "items": pl.List(pl.String), "target": pl.String},
+    )
+    with replaced(path) as staged:
+        frame.write_parquet(staged)
+
+
+def judge_floor(site: Site, name: str) -> SessionQuality:
+    """Fit, export and evaluate a parameter-free ranker."""
+    kind = SESSION_RANKERS[name]
+    folder = site.teachers / "floors" / name
+
+    def made() -> tuple[SessionRanker, ItemVectors | None]:
+        ranker = kind(kind.Config())
+        ranker.fit(site.data.train)
+        return ranker, None
+
+    card = SessionCard(ranker=name, table="none", seed=0, dense=NOTHING_YET, coded=NOTHING_YET)
+    return judged(site, folder, made, card, {}).quality
+
+
+NOTHING_YET: Final = Resources(flops=0)
+
+
+def run_seed(site: Site, seed: int) -> tuple[int, Judged, Judged]:
+    """Train and judge a teacher and its student under one seed."""
+    teacher, trained = train_teacher(site, seed)
+    card = SessionCard(
+        ranker=site.plan.config.ranker.type,
+        table=site.plan.config.table.type,
+        seed=seed,
+        dense=NOTHING_YET,
+        coded=NOTHING_YET,
+    )
+    curves = {"train": [_row(epoch) for epoch in trained]}
+    own = site.teachers / f"seed-{seed}" / "dense"
+    plain = card.model_copy(update={"table": "dense"})
+    dense = judged(site, own, lambda: (teacher.ranker, teacher.table.export()), plain, curves)
+
+    def coded() -> tuple[SessionRanker, ItemVectors | None]:
+        student, tuned = train_student(site, seed, teacher)
+        curves["finetune"] = [_row(epoch) for epoch in tuned]
+        return student.ranker, student.table.export()
+
+    return seed, dense, judged(site, coded_folder(site, seed), coded, card, curves)
+
+
+def train_teacher(site: Site, seed: int) -> tuple[Student, tuple[Epoch, ...]]:
+    """The ranker with the uncompressed table; its first weights come from the seed."""
+    plan, train = site.plan, site.data.train
+    torch.manual_seed(seed)
+    ranker = plan.ranker(plan.ranker_config)
+    site.progress.step(f"seed {seed}: first vectors", 0, 1)
+    vectors = cooccurrence_vectors(train, ranker.config.dim, seed)
+    site.progress.step(f"seed {seed}: first vectors", 1, 1)
+    teacher = Student(ranker, LearnedTable(vectors))
+    return teacher, fit(
+        teacher,
+        train,
+        site.data.validation,
+        plan.config.train,
+        seed,
+        progress=site.progress,
+        stage=f"seed {seed}: teacher",
+        checkpoint=site.teachers / f"seed-{seed}" / "teacher.ckpt",
+    )
+
+
+def train_student(site: Site, seed: int, teacher: Student) -> tuple[Student, tuple[Epoch, ...]]:
+    """The teacher's encoder with a compressed table, distilled from the teacher."""
+    plan, train = site.plan, site.data.train
+    draw = torch.Generator().manual_seed(seed)
+    every = torch.arange(teacher.table.items)
+    with torch.no_grad():
+        vectors = teacher.table(every)
+    counts = torch.from_numpy(train.counts())
+    table = plan.table.build(
+        Teacher(vectors, counts, train), plan.table_config, draw, site.progress
+    )
+    student = Student(copy.deepcopy(teacher.ranker), table)
+    distillation = Distillation.of(teacher, student, plan.config.distill, counts)
+    return student, fit(
+        student,
+        train,
+        site.data.validation,
+        plan.config.finetune,
+        seed,
+        progress=site.progress,
+        stage=f"seed {seed}: student",
+        checkpoint=site.folder / f"seed-{seed}" / "student.ckpt",
+        distillation=distillation,
+    )
+
+
+def judged(
+    site: Site,
+    folder: Path,
+    make: Callable[[], tuple[SessionRanker, ItemVectors | None]],
+    card: SessionCard,
+    curves: Mapping[str, Any],
+) -> Judged:
+    """Export and evaluate what ``make`` gives, or read what an earlier run has left of it."""
+    quality, ranks = folder.with_suffix(f".{QUALITY_FILE}"), folder.with_suffix(f".{RANKS_FILE}")
+    try:
+        bundle = open_bundle(folder)
+    except StoreError:
+        shutil.rmtree(folder, ignore_errors=True)  # not begun, or cut off
+        ranker, table = make()
+        bundle = export(
+            ranker,
+            table,
+            folder,
+            name=site.plan.config.name,
+            ids=site.data.train.ids,
+            examples=site.data.validation,
+            card=card,
+            options=site.plan.config.export,
+            history=curves,
+        )
+        quality.unlink(missing_ok=True)
+    if not quality.exists():
+        stage = f"{folder.name}, seed {card.seed}: evaluate"
+        site.progress.step(stage, 0, 1)
+        found, each = apart(f"evaluating {folder}", _evaluated, folder, site.test)
+        with replaced(ranks) as staged, staged.open("wb") as file:
+            np.save(file, each)
+        write_whole(quality, found.model_dump_json(indent=1))
+        site.progress.step(stage, 1, 1, ndcg=found.metrics["NDCG@10"], mrr=found.metrics["MRR@20"])
+    kept = SessionQuality.model_validate_json(quality.read_bytes())
+    return Judged(bundle, kept, np.load(ranks))
+
+
+def _evaluated(bundle: Path, test: Path) -> tuple[SessionQuality, NDArray[np.float64]]:
+    found = evaluate_file(open_bundle(bundle), test, Silent())
+    return found.quality, found.ranks
+
+
+def write_card(
+    site: Site, seeds: Sequence[tuple[int, Judged, Judged]], floors: Mapping[str, SessionQuality]
+) -> SessionCard:
+    """Seal both bundles of the first seed under the card over all seeds."""
+    first, dense, coded = seeds[0]
+    copied = dense_folder(site, first)
+    if not (copied / MANIFEST_FILE).exists():
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(dense.bundle.root, copied)
+    bundles = {"dense": open_bundle(copied), "coded": coded.bundle}
+    us = request_us([*bundles.values()], site.plan.config.export.timing_candidates)
+    owner = site.data.test.owner
+    theirs = np.stack([one.ranks for _, one, _ in seeds])
+    ours = np.stack([other.ranks for _, _, other in seeds])
+    compared = ratio(ours, theirs, owner)
+    card = SessionCard(
+        ranker=site.plan.config.ranker.type,
+        table=site.plan.config.table.type,
+        seed=first,
+        results=tuple(
+            SessionSeed(seed=seed, dense=one.quality, coded=other.quality)
+            for seed, one, other in seeds
+        ),
+        dense=resources(bundles["dense"], us[0]),
+        coded=resources(bundles["coded"], us[1]),
+        achieved={
+            **achieved(bundles["dense"], bundles["coded"]),
+            **{
+                f"{metric} {part}": value
+                for metric in COMPARED
+                for part, value in (
+                    ("ratio", compared[metric].value),
+                    ("ratio, low", compared[metric].interval[0]),
+                    ("ratio, high", compared[metric].interval[1]),
+                )
+                if metric in compared
+            },
+            "speedup": us[0] / us[1],
+        },
+        floors=dict(floors),
+        config=plan_as_json(site.plan),
+        data_hash=site.plan.source.fingerprint(),
+        tools=tools(),
+        notes=notes(site),
+    )
+    return seal(bundles, card)
+
+
+def seal(bundles: dict[str, Bundle], card: SessionCard) -> SessionCard:
+    """Seal bundles under a card that tells their bytes, its own manifest's among them."""
+    for _ in range(5):
+        for kind, bundle in bundles.items():
+            bundles[kind] = restate(bundle, card)
+        settled = card.model_copy(
+            update={
+                kind: resources(bundle, getattr(card, kind).us_per_request)
+                for kind, bundle in bundles.items()
+            }
+        )
+        if settled == card:
+            break
+        card = settled
+    return card
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """The config with every default written out."""
+    config = plan.config.model_dump(mode="json")
+    config["ranker"] |= plan.ranker_config.model_dump(mode="json")
+    config["table"] |= plan.table_config.model_dump(mode="json")
+    return config
+
+
+def notes(site: Site) -> tuple[str, ...]:
+    """What a reader of the card should know besides."""
+    data = site.data
+    return (
+        f"{len(data.train):,} training sessions, {data.train.items:,} items; prefixes: validation "
+        f"{len(data.validation):,}, test {len(data.test):,}",
+        "quality is that of the exported bundles: the whole catalogue ranked, ties against the "
+        "ranker, on test prefixes that no choice was made on; intervals by bootstrap over sessions",
+        f"times: encoding one session and scoring {site.plan.config.export.timing_candidates:,} "
+        "candidates with numpy, one thread, both bundles in turn; only their ratio carries over",
+    )
+
+
+def passes(gate: SessionGate, card: SessionCard) -> bool:
+    """Whether the bundles may be published."""
+    return card.achieved.get("NDCG@10 ratio", 0.0) >= gate.min_ratio
+
+
+def _row(epoch: Epoch) -> dict[str, float | None]:
+    # What is not a number (the training loss before the first step) is null in JSON.
+    return {k: v if math.isfinite(v) else None for k, v in asdict(epoch).items()}

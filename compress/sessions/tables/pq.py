@@ -1,0 +1,79 @@
+"""Product quantisation (Jégou et al., TPAMI 2011): the width is cut, and each cut has its codebook.
+
+    min  Σ_v w_v·‖X_v - [E_1[C_v^1], …, E_M[C_v^M]]‖²
+
+The cuts are independent, so each is one k-means in D / M dimensions.
+
+| symbol | here | is |
+|---|---|---|
+| X | ``teacher.vectors`` | (N, D), the table |
+| w | `importance` | weights of the items, by clicks |
+| C, E | ``codes``, ``codebooks`` | (N, M) and (M, K, D / M) |
+"""
+
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compress.config import Frozen
+from compress.progress import Progress
+from compress.sessions.tables.base import Teacher
+from compress.sessions.tables.coded import (
+    CodedItems,
+    CodesConfig,
+    as_sum,
+    check_codes,
+    check_width,
+)
+from compress.sessions.tables.distinct import told_apart
+from compress.sessions.tables.kmeans import clusters, importance
+
+
+class PqConfig(CodesConfig):
+    """Options of the method.
+
+    Attributes:
+        frequency: an item weighs (1 + clicks) to this power in the clusters; 0: all alike.
+        distinct: whether items that share a code are told apart.
+    """
+
+    frequency: float = Field(default=0.5, ge=0.0, le=1.0)
+    distinct: bool = True
+
+
+class Pq:
+    """Codes by k-means in each cut of the vectors; codebooks by concatenation."""
+
+    Config: ClassVar[type[Frozen]] = PqConfig
+
+    def build(
+        self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
+    ) -> CodedItems:
+        """A table near the teacher's.
+
+        Raises:
+            ConfigError: K^M below N, K no power of two, or M does not divide D.
+        """
+        config = cast("PqConfig", config)
+        X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
+        check_codes(M, K, len(X))
+        check_width(M, X.shape[1])
+        weights = importance(teacher.counts, config.frequency)
+        codes, codebooks = product_codes(X, weights, M, K, generator=generator, progress=progress)
+        if config.distinct:
+            codes = told_apart(codes, as_sum(codebooks), X, teacher.counts)
+        return CodedItems(codes, codebooks, config.kept_as, concatenated=True)
+
+
+def product_codes(
+    X: Tensor, weights: Tensor, M: int, K: int, *, generator: torch.Generator, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Codes (N, M) and codebooks (M, K, D / M) by one k-means a cut."""
+    found = []
+    for m, cut in enumerate(X.chunk(M, dim=1), start=1):
+        found.append(clusters(cut, K, weights, generator))
+        progress.step("codes", m, M)
+    codebooks, codes = zip(*found, strict=True)
+    return torch.stack(codes, 1), torch.stack(codebooks)

@@ -1,0 +1,113 @@
+"""What the stages of every run share: versions of tools, a fresh process, publishing."""
+
+import multiprocessing
+import platform
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib import metadata
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from compress.config import CompressError, PublishConfig
+from compress.data.folders import replaced
+from model_store.bundle import Bundle, open_bundle
+from model_store.errors import StoreError
+from model_store.store import Store, check_alias, open_store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TOOLS: Final = ("slimrank", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "polars")
+
+
+class RunError(CompressError):
+    """A stage could not be done for a reason outside the config and the data."""
+
+
+def tools() -> dict[str, str]:
+    """Versions of what makes a bundle."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def apart(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a fresh process, which sees nothing but its arguments.
+
+    Raises:
+        RunError: that process died; ``what`` says what it was doing.
+    """
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches both processes; one message is enough.
+    silence = (signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(
+            1, mp_context=context, initializer=signal.signal, initargs=silence
+        ) as pool:
+            return pool.submit(function, *args, **kwargs).result()
+    except BrokenProcessPool:
+        raise RunError(
+            f"{what} died, most likely for want of memory; free some and run again"
+        ) from None
+
+
+def publish_faults(publish: PublishConfig, kinds: Sequence[str]) -> list[str]:
+    """What the store would refuse once everything is trained. Touches no storage.
+
+    Args:
+        publish: where to.
+        kinds: aliases that every run sets.
+    """
+    faults = []
+    if publish.alias in kinds:
+        faults.append(
+            f"publish.alias: {publish.alias!r} names a bundle of every run; expected another word, "
+            "like 'prod'"
+        )
+    for key, check, value in (
+        ("alias", check_alias, publish.alias),
+        ("store", open_store, publish.store),
+    ):
+        try:
+            check(value)
+        except StoreError as error:
+            faults.append(f"publish.{key}: {error}")
+    return faults
+
+
+def publish(config: PublishConfig, name: str, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Publish bundles in order; aliases move when all are there, the configured one to the last.
+
+    Args:
+        config: where to, and the alias.
+        name: of the bundles.
+        folders: alias -> the bundle's folder.
+    """
+    store = open_store(config.store)
+    versions = {
+        kind: _publish_once(store, name, open_bundle(folder)) for kind, folder in folders.items()
+    }
+    for kind, version in versions.items():
+        store.set_alias(name, kind, version)
+    store.set_alias(name, config.alias, [*versions.values()][-1])
+    return versions
+
+
+def _publish_once(store: Store, name: str, bundle: Bundle) -> str:
+    # A run that goes on after a kill finds what it has published already.
+    for entry in store.list():
+        if (entry.name, entry.digest) == (name, bundle.digest):
+            return entry.version
+    return store.publish(bundle.root, name).version
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write all or nothing: a file that exists says that its stage is done."""
+    with replaced(path) as staged:
+        staged.write_text(text + "\n")
