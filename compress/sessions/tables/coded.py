@@ -128,7 +128,7 @@ def as_kept(codebooks: Tensor, kept_as: Precision) -> Tensor:
     """Codebooks rounded as the bundle does it, with the gradient straight through.
 
     >>> as_kept(torch.tensor([[[1.0, 0.126, -0.3]]]), "int8")
-    tensor([[[ 1.0002,  0.1260, -0.2993]]])
+    tensor([[[ 0.9999,  0.1260, -0.2992]]])
     """
     if kept_as == "float32":
         return codebooks

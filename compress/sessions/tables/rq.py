@@ -78,6 +78,7 @@ class Rq:
         )
         if config.distinct:
             codes = told_apart(codes, codebooks, X, teacher.counts)
+            codebooks = fitted(X, codes, codebooks, weights)
         return CodedItems(codes, codebooks, config.kept_as)
 
 
