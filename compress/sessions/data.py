@@ -143,6 +143,18 @@ def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
+def stranger(ids: Sequence[str]) -> str:
+    """What `UNKNOWN` is called in a file of prefixes: an id that no item of a catalogue has.
+
+    >>> stranger(["a", "b"]), stranger(["unknown", "a"])
+    ('unknown', 'unknown_')
+    """
+    name, taken = "unknown", set(ids)
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _moved(old: Sequence[str], new: Sequence[str]) -> NDArray[np.int32]:
     """(old + 1,) new rows by old ones; the last stands for `UNKNOWN`, which stays so."""
     rows = {id_: row for row, id_ in enumerate(new)}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compress.sessions.data import Prefixes, Sessions, augmented
+from compress.sessions.data import Prefixes, Sessions, augmented, stranger
 
 
 def sessions(*lists: str, ids: str = "abcdef") -> Sessions:
@@ -93,3 +93,9 @@ def test_prefixes_agree_with_a_plain_loop(min_prefix: int) -> None:
     ]
     assert judged(made) == naive
     assert made.repeated.tolist() == [target in prefix for prefix, target in naive]
+
+
+def test_a_stranger_has_the_id_of_no_item() -> None:
+    """Whatever the items are called."""
+    assert stranger(["a"]) != "a"
+    assert stranger(["unknown", "unknown_"]) not in {"unknown", "unknown_"}
