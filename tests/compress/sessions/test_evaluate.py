@@ -46,7 +46,7 @@ def data() -> SessionData:
     """A small one, with targets outside the catalogue among others."""
     made = synthetic(sessions=300, items=90)
     assert made.test.targets.min() >= 0
-    return SessionData(made.train, made.whole, made.validation, made.test.recoded(made.train.ids[:80]))
+    return replace(made, test=made.test.recoded(made.train.ids[:80]))
 
 
 def table(kind: str, items: int, seed: int = 0) -> ItemVectors:
