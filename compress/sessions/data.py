@@ -110,9 +110,14 @@ class SessionData:
 
     The catalogue is what the sessions before the test clicked, those of validation included: how
     many of them are held out does not change what is ranked.
+
+    Attributes:
+        train: what choices are made with, judged on ``validation``.
+        whole: those and validation's: what the test may be met with once all is chosen.
     """
 
     train: Sessions
+    whole: Sessions
     validation: Prefixes
     test: Prefixes
 

@@ -1,7 +1,8 @@
 """A run of the session line, from sessions to published bundles, as one list of stages.
 
     read sessions → floors: fit → export → evaluate
-    → for each seed: teacher: train → export → evaluate
+    → choose: teacher and student on the older sessions, their epochs judged on the newest
+    → for each seed: teacher: train on all sessions before the test → export → evaluate
                      student: codes from the teacher's table → distil → export → evaluate
     → card over all seeds → gate → publish
 
@@ -30,10 +31,10 @@ from compress.config import resolve as resolve_type
 from compress.data.folders import alone, replaced, spacious
 from compress.export import restate
 from compress.progress import Progress, Silent
-from compress.sessions.config import SessionGate, SessionRunConfig
+from compress.sessions.config import FitConfig, SessionGate, SessionRunConfig
 from compress.sessions.cooccurrence import cooccurrence_vectors
 from compress.sessions.costs import achieved, request_us, resources
-from compress.sessions.data import Prefixes, SessionData
+from compress.sessions.data import Prefixes, SessionData, Sessions, stranger
 from compress.sessions.distill import Distillation
 from compress.sessions.evaluate import evaluate_file
 from compress.sessions.export import export
@@ -109,6 +110,14 @@ class Site:
     def test(self) -> Path:
         """The test prefixes as a file: all that evaluation sees besides a bundle."""
         return self.teachers / TEST_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How teacher and student did epoch by epoch on validation: how long both are trained."""
+
+    teacher: tuple[Epoch, ...]
+    student: tuple[Epoch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +219,8 @@ def carry_out(site: Site) -> Outcome:
     write_whole(site.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
     write_prefixes(site.data.test, site.test)
     floors = {name: judge_floor(site, name) for name in config.floors}
-    seeds = [run_seed(site, seed) for seed in config.seeds]
+    choice = choose(site)
+    seeds = [run_seed(site, seed, choice) for seed in config.seeds]
     card = write_card(site, seeds, floors)
     holds = passes(config.gate, card)
     versions: Mapping[str, str] = {}
@@ -237,7 +247,9 @@ def write_prefixes(prefixes: Prefixes, path: Path) -> None:
     """Write prefixes as rows ``session_id``, ``items``, ``target``, ids as texts."""
     if path.exists():
         return
-    ids, sessions = np.array([*prefixes.sessions.ids, None], dtype=object), prefixes.sessions
+    sessions = prefixes.sessions
+    # Row -1, an item outside the catalogue, takes the last name.
+    ids = np.array([*sessions.ids, stranger(sessions.ids)], dtype=object)
     frame = pl.DataFrame(
         {
             "session_id": prefixes.owner,
@@ -257,7 +269,7 @@ def judge_floor(site: Site, name: str) -> SessionQuality:
 
     def made() -> tuple[SessionRanker, ItemVectors | None]:
         ranker = kind(kind.Config())
-        ranker.fit(site.data.train)
+        ranker.fit(site.data.whole)
         return ranker, None
 
     card = SessionCard(ranker=name, table="none", seed=0, dense=NOTHING_YET, coded=NOTHING_YET)
@@ -267,73 +279,129 @@ def judge_floor(site: Site, name: str) -> SessionQuality:
 NOTHING_YET: Final = Resources(flops=0)
 
 
-def run_seed(site: Site, seed: int) -> tuple[int, Judged, Judged]:
-    """Train and judge a teacher and its student under one seed."""
-    teacher, trained = train_teacher(site, seed)
+def choose(site: Site) -> Choice:
+    """Train on the older sessions under the first seed, and judge on the newest ones."""
+    plan, seed = site.plan, site.plan.config.seeds[0]
+    data = site.data
+    teacher = new_teacher(site, data.train, seed)
+    trained = learn(
+        site,
+        teacher,
+        plan.config.train,
+        sessions=data.train,
+        validation=data.validation,
+        seed=seed,
+        folder=site.teachers / "choice",
+    )
+    student, distillation = new_student(site, teacher, data.train, seed)
+    tuned = learn(
+        site,
+        student,
+        plan.config.finetune,
+        sessions=data.train,
+        validation=data.validation,
+        seed=seed,
+        folder=site.folder / "choice",
+        distillation=distillation,
+    )
+    return Choice(trained, tuned)
+
+
+def run_seed(site: Site, seed: int, choice: Choice) -> tuple[int, Judged, Judged]:
+    """Train a teacher and its student on all sessions before the test, and judge both."""
+    config, sessions = site.plan.config, site.data.whole
     card = SessionCard(
-        ranker=site.plan.config.ranker.type,
-        table=site.plan.config.table.type,
+        ranker=config.ranker.type,
+        table=config.table.type,
         seed=seed,
         dense=NOTHING_YET,
         coded=NOTHING_YET,
     )
-    curves = {"train": [_row(epoch) for epoch in trained]}
-    own = site.teachers / f"seed-{seed}" / "dense"
+    curves = {"train": _rows(choice.teacher), "finetune": _rows(choice.student)}
+    here = site.teachers / f"seed-{seed}"
+    teacher = new_teacher(site, sessions, seed)
+    until = best_epoch(choice.teacher)
+    learn(site, teacher, config.train, sessions=sessions, seed=seed, folder=here, until=until)
     plain = card.model_copy(update={"table": "dense"})
-    dense = judged(site, own, lambda: (teacher.ranker, teacher.table.export()), plain, curves)
+    dense = judged(
+        site, here / "dense", lambda: (teacher.ranker, teacher.table.export()), plain, curves
+    )
 
     def coded() -> tuple[SessionRanker, ItemVectors | None]:
-        student, tuned = train_student(site, seed, teacher)
-        curves["finetune"] = [_row(epoch) for epoch in tuned]
+        student, distillation = new_student(site, teacher, sessions, seed)
+        learn(
+            site,
+            student,
+            config.finetune,
+            sessions=sessions,
+            seed=seed,
+            folder=site.folder / f"seed-{seed}",
+            distillation=distillation,
+            until=best_epoch(choice.student),
+        )
         return student.ranker, student.table.export()
 
     return seed, dense, judged(site, coded_folder(site, seed), coded, card, curves)
 
 
-def train_teacher(site: Site, seed: int) -> tuple[Student, tuple[Epoch, ...]]:
+def best_epoch(epochs: Sequence[Epoch]) -> int:
+    """The epoch with the best NDCG@20 on validation; 0 is before the first step."""
+    return max(epochs, key=lambda epoch: epoch.ndcg).epoch
+
+
+def new_teacher(site: Site, sessions: Sessions, seed: int) -> Student:
     """The ranker with the uncompressed table; its first weights come from the seed."""
-    plan, train = site.plan, site.data.train
+    plan = site.plan
     torch.manual_seed(seed)
     ranker = plan.ranker(plan.ranker_config)
-    site.progress.step(f"seed {seed}: first vectors", 0, 1)
-    vectors = cooccurrence_vectors(train, ranker.config.dim, seed)
-    site.progress.step(f"seed {seed}: first vectors", 1, 1)
-    teacher = Student(ranker, LearnedTable(vectors))
-    return teacher, fit(
-        teacher,
-        train,
-        site.data.validation,
-        plan.config.train,
-        seed,
-        progress=site.progress,
-        stage=f"seed {seed}: teacher",
-        checkpoint=site.teachers / f"seed-{seed}" / "teacher.ckpt",
-    )
+    stage = f"seed {seed}: first vectors of {len(sessions):,} sessions"
+    site.progress.step(stage, 0, 1)
+    vectors = cooccurrence_vectors(sessions, ranker.config.dim, seed)
+    site.progress.step(stage, 1, 1)
+    return Student(ranker, LearnedTable(vectors))
 
 
-def train_student(site: Site, seed: int, teacher: Student) -> tuple[Student, tuple[Epoch, ...]]:
-    """The teacher's encoder with a compressed table, distilled from the teacher."""
-    plan, train = site.plan, site.data.train
-    draw = torch.Generator().manual_seed(seed)
-    every = torch.arange(teacher.table.items)
+def new_student(
+    site: Site, teacher: Student, sessions: Sessions, seed: int
+) -> tuple[Student, Distillation]:
+    """The teacher's encoder with a compressed table, and the teacher's part in its loss."""
+    plan, draw = site.plan, torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        vectors = teacher.table(every)
-    counts = torch.from_numpy(train.counts())
+        vectors = teacher.table(torch.arange(teacher.table.items))
+    counts = torch.from_numpy(sessions.counts())
     table = plan.table.build(
-        Teacher(vectors, counts, train), plan.table_config, draw, site.progress
+        Teacher(vectors, counts, sessions), plan.table_config, draw, site.progress
     )
     student = Student(copy.deepcopy(teacher.ranker), table)
-    distillation = Distillation.of(teacher, student, plan.config.distill, counts)
-    return student, fit(
+    return student, Distillation.of(teacher, student, plan.config.distill, counts)
+
+
+def learn(
+    site: Site,
+    student: Student,
+    config: FitConfig,
+    *,
+    sessions: Sessions,
+    seed: int,
+    folder: Path,
+    validation: Prefixes | None = None,
+    distillation: Distillation | None = None,
+    until: int | None = None,
+) -> tuple[Epoch, ...]:
+    """Train in place, with progress and a checkpoint under the name of what is trained."""
+    what = "teacher" if distillation is None else "student"
+    why = "choose epochs" if validation is not None else "all sessions"
+    return fit(
         student,
-        train,
-        site.data.validation,
-        plan.config.finetune,
+        sessions,
+        validation,
+        config,
         seed,
         progress=site.progress,
-        stage=f"seed {seed}: student",
-        checkpoint=site.folder / f"seed-{seed}" / "student.ckpt",
+        stage=f"seed {seed}: {what}, {why}",
+        checkpoint=folder / f"{what}.ckpt",
         distillation=distillation,
+        until=until,
     )
 
 
@@ -457,8 +525,9 @@ def notes(site: Site) -> tuple[str, ...]:
     """What a reader of the card should know besides."""
     data = site.data
     return (
-        f"{len(data.train):,} training sessions, {data.train.items:,} items; prefixes: validation "
-        f"{len(data.validation):,}, test {len(data.test):,}",
+        f"{len(data.whole):,} training sessions, {data.whole.items:,} items, {len(data.test):,} "
+        f"test prefixes; how long to train was chosen with the newest "
+        f"{len(data.whole) - len(data.train):,} sessions held out",
         "quality is that of the exported bundles: the whole catalogue ranked, ties against the "
         "ranker, on test prefixes that no choice was made on; intervals by bootstrap over sessions",
         f"times: encoding one session and scoring {site.plan.config.export.timing_candidates:,} "
@@ -471,6 +540,8 @@ def passes(gate: SessionGate, card: SessionCard) -> bool:
     return card.achieved.get("NDCG@10 ratio", 0.0) >= gate.min_ratio
 
 
-def _row(epoch: Epoch) -> dict[str, float | None]:
+def _rows(epochs: Sequence[Epoch]) -> list[dict[str, float | None]]:
     # What is not a number (the training loss before the first step) is null in JSON.
-    return {k: v if math.isfinite(v) else None for k, v in asdict(epoch).items()}
+    return [
+        {k: v if math.isfinite(v) else None for k, v in asdict(epoch).items()} for epoch in epochs
+    ]

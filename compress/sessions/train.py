@@ -88,7 +88,7 @@ class Objective:
 def fit(
     student: Student,
     sessions: Sessions,
-    validation: Prefixes,
+    validation: Prefixes | None,
     config: FitConfig,
     seed: int,
     *,
@@ -96,26 +96,42 @@ def fit(
     stage: str,
     checkpoint: Path | None = None,
     distillation: Distillation | None = None,
+    until: int | None = None,
 ) -> tuple[Epoch, ...]:
     """Train in place; the best epoch's weights stay.
+
+    Args:
+        student: encoder and table.
+        sessions: to learn from.
+        validation: what epochs are judged by; None: the last epoch's weights stay.
+        config: the loop's options.
+        seed: of the batches, dropout and samples.
+        progress: told of steps and epochs.
+        stage: what progress calls it.
+        checkpoint: where to keep the state between epochs.
+        distillation: a teacher's part in the loss.
+        until: stop after so many epochs, the rates going down as if all of them came.
 
     Raises:
         TrainingDiverged: the loss became infinite or no number.
         ConfigError: the checkpoint belongs to another run.
     """
-    run = {"config": config.model_dump(mode="json"), "seed": seed, "stage": stage}
-    loop = _Loop(
-        student, windows(sessions, student.ranker.config.length), config, seed, distillation
-    )
+    run = {"config": config.model_dump(mode="json"), "seed": seed, "stage": stage, "until": until}
+    pieces = windows(sessions, student.ranker.config.length)
+    loop = _Loop(student, pieces, config, seed, distillation, until=until)
     state = checkpoints.load(checkpoint, run)
     if state is not None:
         loop.restore(state)
-    else:
+    elif validation is not None:
         loop.look(validation, math.nan, 0.0)
     while not loop.over:
         loss, seconds = loop.run_epoch(progress, stage)
-        found = loop.look(validation, loss, seconds)
-        progress.step(stage, loop.epoch, config.epochs, loss=loss, ndcg=found.ndcg, mrr=found.mrr)
+        if validation is None:
+            loop.keep(loss, seconds)
+            progress.step(stage, loop.epoch, loop.epochs, loss=loss)
+        else:
+            found = loop.look(validation, loss, seconds)
+            progress.step(stage, loop.epoch, loop.epochs, loss=loss, ndcg=found.ndcg)
         if checkpoint is not None:
             checkpoints.save(checkpoint, run, loop.state())
     loop.settle()
@@ -174,6 +190,8 @@ class _Loop:
         config: FitConfig,
         seed: int,
         distillation: Distillation | None,
+        *,
+        until: int | None,
     ) -> None:
         self.student, self.pieces, self.config, self.seed = student, pieces, config, seed
         self.objective = Objective(student, config, distillation)
@@ -182,13 +200,14 @@ class _Loop:
         clicks = sum(len(piece) for piece in pieces)
         self.steps = max(1, clicks * config.epochs // config.batch_clicks)
         self.step = self.epoch = self.worse = 0
+        self.epochs = config.epochs if until is None else until
         self.history: list[Epoch] = []
         self.best = copy.deepcopy(student.state())
 
     @property
     def over(self) -> bool:
         """Whether nothing is left to do."""
-        return self.epoch >= self.config.epochs or self.worse > self.config.patience
+        return self.epoch >= self.epochs or self.worse > self.config.patience
 
     def run_epoch(self, progress: Progress, stage: str) -> tuple[float, float]:
         """One pass over the sessions: (mean loss, seconds)."""
@@ -229,6 +248,11 @@ class _Loop:
             self.worse += 1
         self.history.append(found)
         return found
+
+    def keep(self, loss: float, seconds: float) -> None:
+        """Keep the weights unjudged."""
+        self.best = copy.deepcopy(self.student.state())
+        self.history.append(Epoch(self.epoch, loss, math.nan, math.nan, math.nan, seconds))
 
     def settle(self) -> None:
         """Put the best weights back."""

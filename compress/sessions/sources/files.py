@@ -90,9 +90,9 @@ class SessionFiles:
         config, tally = self._config, Tally() if tally is None else tally
         log = filtered(self._log(tally), config)
         if self._test is not None:
-            train, validation = cut(log, config)
+            train, whole, validation = cut(log, config)
             test = read_prefixes(self._test, config, config, train.ids, tally)
-            return SessionData(train, validation, test)
+            return SessionData(train, whole, validation, test)
         if config.test_from is not None:
             return data_set(*split_from(log, seconds(config.test_from)), config)
         return data_set(*split_newest(log, config.test_newest or NEWEST, "test"), config)

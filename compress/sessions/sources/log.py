@@ -131,8 +131,8 @@ def split_from(log: Log, moment: float) -> tuple[Log, Log]:
     return log.select(np.flatnonzero(~late)), log.select(np.flatnonzero(late))
 
 
-def cut(log: Log, options: Cut) -> tuple[Sessions, Prefixes]:
-    """The training sessions and the prefixes of validation, in the catalogue of both.
+def cut(log: Log, options: Cut) -> tuple[Sessions, Sessions, Prefixes]:
+    """The training sessions, those and validation's, and validation's prefixes, in one catalogue.
 
     The catalogue is in the order of the first clicks.
 
@@ -143,7 +143,7 @@ def cut(log: Log, options: Cut) -> tuple[Sessions, Prefixes]:
     ids = tuple(log.sessions.ids[row] for row in clicked[np.argsort(first)])
     known = replace(log, sessions=log.sessions.recoded(ids))
     train, validation = split_newest(known, options.validation, "validation")
-    return train.sessions, judged(validation, ids, options, "validation")
+    return train.sessions, known.sessions, judged(validation, ids, options, "validation")
 
 
 def judged(log: Log, ids: tuple[str, ...], options: Cut, what: str) -> Prefixes:
@@ -167,8 +167,8 @@ def data_set(before: Log, after: Log, options: Cut) -> SessionData:
     Raises:
         DataError: nothing is left of a part.
     """
-    train, validation = cut(before, options)
-    return SessionData(train, validation, judged(after, train.ids, options, "test"))
+    train, whole, validation = cut(before, options)
+    return SessionData(train, whole, validation, judged(after, train.ids, options, "test"))
 
 
 def _changes(sessions: Sessions) -> NDArray[np.bool_]:
