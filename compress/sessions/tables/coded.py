@@ -24,6 +24,7 @@ from model_store.manifest import HashedCodes, RadixCodes
 
 Precision = Literal["float32", "float16", "int8"]
 INT8 = 127
+PATTERN = r"^[1-9]\d{0,2}x[1-9]\d{0,5}$"
 MOST_CODES = 1 << 16  # a code takes two bytes at most
 
 
@@ -33,10 +34,12 @@ class CodesConfig(Frozen):
     Attributes:
         codes: "MxK": M codebooks of K codewords each.
         kept_as: precision of the codebooks in the bundle, and of their values while they learn.
+        frequency: an item weighs (1 + clicks) to this power in the codebooks; 0: all alike.
     """
 
-    codes: str = Field(default="8x256", pattern=r"^[1-9]\d{0,2}x[1-9]\d{0,5}$")
+    codes: str = Field(default="8x256", pattern=PATTERN)
     kept_as: Precision = "float16"
+    frequency: float = Field(default=0.5, ge=0.0, le=1.0)
 
     @property
     def num_codebooks(self) -> int:
@@ -47,6 +50,16 @@ class CodesConfig(Frozen):
     def codebook_size(self) -> int:
         """K."""
         return int(self.codes.partition("x")[2])
+
+
+class StoredCodesConfig(CodesConfig):
+    """What every method needs that chooses its codes item by item.
+
+    Attributes:
+        distinct: whether items that share all codes are told apart.
+    """
+
+    distinct: bool = True
 
 
 class CodedItems(ItemTable):

@@ -35,6 +35,15 @@ def means(points: Tensor, codes: Tensor, size: int, weights: Tensor, otherwise: 
     return torch.where(share > 0, total / share.clamp(min=1e-12), otherwise)
 
 
+def fitted_cuts(X: Tensor, codes: Tensor, size: int, weights: Tensor) -> Tensor:
+    """(M, K, D / M) codebooks whose concatenations come nearest the points (N, D): plain means."""
+    found = []
+    for code, cut in zip(codes.long().T, X.chunk(codes.shape[1], dim=1), strict=True):
+        mean = (cut * weights.unsqueeze(1)).mean(0).expand(size, -1)
+        found.append(means(cut, code, size, weights, mean))
+    return torch.stack(found)
+
+
 def fitted(
     points: Tensor, codes: Tensor, codebooks: Tensor, weights: Tensor, sweeps: int = SWEEPS
 ) -> Tensor:

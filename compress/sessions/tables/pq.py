@@ -14,7 +14,6 @@ The cuts are independent, so each is one k-means in D / M dimensions.
 from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from compress.config import Frozen
@@ -22,31 +21,20 @@ from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import (
     CodedItems,
-    CodesConfig,
+    StoredCodesConfig,
     as_sum,
     check_codes,
     check_width,
 )
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import clusters, importance
-
-
-class PqConfig(CodesConfig):
-    """Options of the method.
-
-    Attributes:
-        frequency: an item weighs (1 + clicks) to this power in the clusters; 0: all alike.
-        distinct: whether items that share a code are told apart.
-    """
-
-    frequency: float = Field(default=0.5, ge=0.0, le=1.0)
-    distinct: bool = True
+from compress.sessions.tables.means import fitted_cuts
 
 
 class Pq:
     """Codes by k-means in each cut of the vectors; codebooks by concatenation."""
 
-    Config: ClassVar[type[Frozen]] = PqConfig
+    Config: ClassVar[type[Frozen]] = StoredCodesConfig
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
@@ -56,7 +44,7 @@ class Pq:
         Raises:
             ConfigError: K^M below N, K no power of two, or M does not divide D.
         """
-        config = cast("PqConfig", config)
+        config = cast("StoredCodesConfig", config)
         X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
         check_codes(M, K, len(X))
         check_width(M, X.shape[1])
@@ -64,6 +52,7 @@ class Pq:
         codes, codebooks = product_codes(X, weights, M, K, generator=generator, progress=progress)
         if config.distinct:
             codes = told_apart(codes, as_sum(codebooks), X, teacher.counts)
+            codebooks = fitted_cuts(X, codes, K, weights)
         return CodedItems(codes, codebooks, config.kept_as, concatenated=True)
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 from compress.config import Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
-from compress.sessions.tables.coded import CodedItems, CodesConfig, check_codes, composed
+from compress.sessions.tables.coded import CodedItems, StoredCodesConfig, check_codes, composed
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted
@@ -33,20 +33,16 @@ from compress.sessions.tables.means import fitted
 AT_ONCE = 1024  # items
 
 
-class RqConfig(CodesConfig):
+class RqConfig(StoredCodesConfig):
     """Options of the method.
 
     Attributes:
-        frequency: an item weighs (1 + clicks) to this power in the codebooks; 0: all alike.
         beam: partial codes kept in the search; 1 is greedy.
         rounds: of beam search and least squares after the levels; 0 is plain residual k-means.
-        distinct: whether items that share a code are told apart.
     """
 
-    frequency: float = Field(default=0.5, ge=0.0, le=1.0)
     beam: int = Field(default=8, ge=1, le=64)
     rounds: int = Field(default=4, ge=0)
-    distinct: bool = True
 
 
 class Rq:
