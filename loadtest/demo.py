@@ -1,8 +1,9 @@
-"""The whole line on MovieLens 100k, with one command: ``python -m loadtest.demo``.
+"""Both lines on MovieLens 100k, with one command: ``python -m loadtest.demo``.
 
-Trains a click-through ranker, slims it, publishes both, serves the slim one, ranks films for a real
-user over HTTP, and shows what slimming cost and what it gained. Then it goes on serving, until
-Ctrl-C; ``--once`` stops after the answer.
+Trains a click-through ranker and slims it; trains a session ranker and turns its item table into
+codes; publishes all four, serves the small ones side by side, ranks films for a real user and
+recommends some after a real history over HTTP, and shows what compression cost and gained. Then it
+goes on serving, until Ctrl-C; ``--once`` stops after the answers.
 
 Everything is done as a user would: the other packages run as commands, and the service answers
 over HTTP.
@@ -27,9 +28,13 @@ from rich.table import Table
 from loadtest import server, traffic
 
 CONFIG: Final = Path("compress/configs/ml-100k.toml")
+SESSION_CONFIG: Final = Path("compress/configs/ml-100k-sessions.toml")
 CACHE: Final = "~/.cache/slimrank"
 TOP: Final = 10
+LATEST: Final = 5
 PARTS: Final = ("embedding tables", "mlp")
+SESSION_PARTS: Final = ("item table", "graph", "item ids")
+METRICS: Final = ("P@20", "MRR@20", "NDCG@10")
 
 
 class DemoFailed(Exception):
@@ -46,12 +51,26 @@ class Film:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the comparison: formatted values, and how many times better slim is."""
+    """A row of a comparison: formatted values, and how many times better the small one is."""
 
     name: str
     dense: str
-    slim: str
+    small: str
     verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the two rankers that are shown.
+
+    Attributes:
+        alias: of the bundle that is served.
+    """
+
+    config: Path
+    name: str
+    alias: str
+    data: Mapping[str, Any]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,7 +80,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run to show")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the click-through run")
+    parser.add_argument(
+        "--session-config", type=Path, default=SESSION_CONFIG, help="the session run"
+    )
     parser.add_argument("--store", type=Path, help="folder of bundles (default: the config's)")
     parser.add_argument("--port", type=int, default=8000, help="where to serve, on 127.0.0.1")
     parser.add_argument("--candidates", type=int, default=200, help="films to rank")
@@ -98,58 +120,113 @@ def run(
     """All steps, in order."""
     # Minutes of training for an answer that cannot be served would be a bad joke.
     server.check_port(options.port)
-    config = read_config(options.config)
-    name = str(config["name"])
-    store = options.store or Path(config.get("publish", {}).get("store", "store"))
-    if options.reuse:
-        step(console, 1, f"use {name} from the store {str(store)!r}")
-    else:
-        step(console, 1, "get the data, train the dense ranker, slim it, publish both")
-        train(options.config, store, console, compressor)
-    step(console, 2, f"serve {name}@slim on http://{server.HOST}:{options.port}")
+    click_config = read_config(options.config)
+    store = options.store or Path(click_config.get("publish", {}).get("store", "store"))
+    click = part(options.config, click_config, "slim")
+    session = part(options.session_config, read_config(options.session_config), "coded")
+    told = (
+        (click, "get the data, train the click-through ranker, slim it, publish both"),
+        (session, "train the session ranker, turn its item table into codes, publish both"),
+    )
+    for number, (shown, what) in enumerate(told, start=1):
+        if options.reuse:
+            step(console, number, f"use {shown.name} from the store {str(store)!r}")
+        else:
+            step(console, number, what)
+            train(shown.config, store, console, compressor)
+    models = ",".join(f"{shown.name}@{shown.alias}" for shown, _ in told)
+    step(console, 3, f"serve {models} on http://{server.HOST}:{options.port}")
     settings = {
         "STORE": str(store.resolve()),
-        "MODELS": f"{name}@slim",
+        "MODELS": models,
         "CACHE": "memory://",
         "DRAIN_DELAY_S": "0",
     }
-    log = Path(config.get("runs", "runs")) / "demo-service.log"
+    log = Path(click_config.get("runs", "runs")) / "demo-service.log"
     with server.serving(settings, log, port=options.port, command=service) as running:
         console.print(f"ready; its log is {log}")
-        answer(options, console, running, store, config)
+        requests = [
+            rank(options, console, running, store, click),
+            recommend(options, console, running, store, session),
+        ]
+        step(console, 6, "what compression cost and gained (from the bundles' cards)")
+        console.print(price(card_of(running, store, click), click))
+        console.print(session_price(card_of(running, store, session), session))
+        step(console, 7, "try it yourself")
+        for path, request in zip(("rank", "recommend"), requests, strict=True):
+            console.print(curl(running.url, path, request), soft_wrap=True)
         if options.once:
             return
         console.print("\n[bold]serving[/bold] until Ctrl-C")
         running.watch()
 
 
-def answer(
+def part(path: Path, config: Mapping[str, Any], alias: str) -> Part:
+    """What is shown of a run."""
+    return Part(path, str(config["name"]), alias, config["data"])
+
+
+def bundle_of(running: server.Server, store: Path, shown: Part) -> Path:
+    """The folder of the bundle that serves."""
+    served = server.get_json(f"{running.url}/models/{shown.name}")
+    return traffic.bundle_folder(store, shown.name, str(served["version"]))
+
+
+def card_of(running: server.Server, store: Path, shown: Part) -> Mapping[str, Any]:
+    """The compression card of the bundle that serves."""
+    card: Mapping[str, Any] = traffic.read_manifest(bundle_of(running, store, shown))["card"]
+    return card
+
+
+def rank(
     options: argparse.Namespace,
     console: Console,
     running: server.Server,
     store: Path,
-    config: Mapping[str, Any],
-) -> None:
-    """Rank for a real user, and show the answer and the price of slimming."""
-    name = config["name"]
-    served = server.get_json(f"{running.url}/models/{name}")
-    bundle = traffic.bundle_folder(store, name, str(served["version"]))
-    pool = traffic.read_pool(bundle)
+    click: Part,
+) -> dict[str, Any]:
+    """Rank for a real user, and show the answer; the request."""
+    pool = traffic.read_pool(bundle_of(running, store, click))
     rng = random.Random(options.seed)  # noqa: S311 - a choice of films, no secret
     request = {
+        "model": click.name,
         **rng.choice(pool.people),
         "candidates": rng.sample(pool.ids, min(options.candidates, len(pool.ids))),
         "top_k": TOP,
     }
-    step(console, 3, f"POST /rank: {len(request['candidates'])} films for {person(request)}")
-    reply = server.post_json(f"{running.url}/rank", request)
-    console.print(ranking(reply, read_films(config["data"])))
+    step(console, 4, f"POST /rank: {len(request['candidates'])} films for {person(request)}")
+    show(console, server.post_json(f"{running.url}/rank", request), read_films(click.data))
+    return request
+
+
+def recommend(
+    options: argparse.Namespace,
+    console: Console,
+    running: server.Server,
+    store: Path,
+    session: Part,
+) -> dict[str, Any]:
+    """Recommend after a real history, of the whole catalogue, and show the answer; the request."""
+    histories = traffic.read_sessions(bundle_of(running, store, session))
+    rng = random.Random(options.seed)  # noqa: S311 - a choice of histories, no secret
+    watched = rng.choice([history for history in histories if history] or histories)
+    request = {
+        "model": session.name,
+        "session_items": watched,
+        "exclude": sorted(set(watched)),
+        "top_k": TOP,
+    }
+    films = read_films(session.data)
+    latest = [films.get(item, Film(f"film {item}", "")).title for item in watched[-LATEST:]]
+    step(console, 5, f"POST /recommend: after {len(watched)} films, lastly {'; '.join(latest)}")
+    show(console, server.post_json(f"{running.url}/recommend", request), films)
+    return request
+
+
+def show(console: Console, reply: Mapping[str, Any], films: Mapping[str, Film]) -> None:
+    """The top of an answer, and how long it took."""
+    console.print(ranking(reply, films))
     console.print(f"answered in {reply['timing_ms']['total']:.2f} ms by version {reply['version']}")
-    step(console, 4, "what slimming cost and gained (from the bundle's card)")
-    card = traffic.read_manifest(bundle)["card"]
-    console.print(price(card))
-    step(console, 5, "try it yourself")
-    console.print(curl(running.url, request), soft_wrap=True)
 
 
 def step(console: Console, number: int, what: str) -> None:
@@ -197,11 +274,21 @@ def ranking(reply: Mapping[str, Any], known: Mapping[str, Film]) -> Table:
     return table
 
 
-def price(card: Mapping[str, Any]) -> Table:
+def price(card: Mapping[str, Any], shown: Part) -> Table:
     """Dense against slim side by side."""
-    table = Table("", "dense", "slim", "slim against dense")
-    for line in price_lines(card):
-        table.add_row(line.name, line.dense, line.slim, line.verdict)
+    return side_by_side(shown.name, "slim", price_lines(card))
+
+
+def session_price(card: Mapping[str, Any], shown: Part) -> Table:
+    """The uncompressed item table against the codes, side by side."""
+    return side_by_side(shown.name, "coded", session_price_lines(card))
+
+
+def side_by_side(title: str, small: str, lines: Sequence[Line]) -> Table:
+    """A comparison as a table."""
+    table = Table("", "dense", small, f"{small} against dense", title=title, title_justify="left")
+    for line in lines:
+        table.add_row(line.name, line.dense, line.small, line.verdict)
     return table
 
 
@@ -209,31 +296,55 @@ def price_lines(card: Mapping[str, Any]) -> list[Line]:
     """Quality (mean over the seeds, on test rows), FLOPs, bytes and time; worse is said too."""
     results, dense, slim = card["results"], card["dense"], card["slim"]
     lines = [
-        _quality(label, results, key, better)
+        _quality(label, results, ("dense", "slim"), key, better)
         for label, key, better in (("AUC", "auc", 1), ("log loss", "logloss", -1))
         if results
     ]
     lines.append(_cost("FLOPs per candidate", dense["flops"], slim["flops"], "{:,.0f}"))
-    lines += [
-        _cost(f"bytes of {part}", dense["bytes"][part], slim["bytes"][part], "{:,.0f}")
-        for part in PARTS
-        if part in dense["bytes"] and part in slim["bytes"]
+    return lines + cost_lines(dense, slim, PARTS)
+
+
+def session_price_lines(card: Mapping[str, Any]) -> list[Line]:
+    """Quality (mean over the seeds, on test prefixes), bytes and time; worse is said too."""
+    results = [
+        {
+            "seed": result["seed"],
+            **{side: result[side]["metrics"] for side in ("dense", "coded")},
+        }
+        for result in card["results"]
     ]
-    whole = (sum(dense["bytes"].values()), sum(slim["bytes"].values()))
+    lines = [_quality(name, results, ("dense", "coded"), name, 1) for name in METRICS if results]
+    return lines + cost_lines(card["dense"], card["coded"], SESSION_PARTS)
+
+
+def cost_lines(
+    dense: Mapping[str, Any], small: Mapping[str, Any], parts: Sequence[str]
+) -> list[Line]:
+    """Bytes of some parts and of the whole bundle, and time."""
+    lines = [
+        _cost(f"bytes of {each}", dense["bytes"][each], small["bytes"][each], "{:,.0f}")
+        for each in parts
+        if each in dense["bytes"] and each in small["bytes"]
+    ]
+    whole = (sum(dense["bytes"].values()), sum(small["bytes"].values()))
     lines.append(_cost("bytes of the whole bundle", *whole, "{:,.0f}"))
-    times = (dense["us_per_request"], slim["us_per_request"])
+    times = (dense["us_per_request"], small["us_per_request"])
     if None not in times:
         lines.append(_cost("scoring, µs per request", *times, "{:,.1f}"))
     return lines
 
 
-def _quality(label: str, results: Sequence[Mapping[str, Any]], key: str, better: int) -> Line:
-    dense, slim = (
-        sum(result[side][key] for result in results) / len(results) for side in ("dense", "slim")
-    )
-    change = slim - dense
+def _quality(
+    label: str,
+    results: Sequence[Mapping[str, Any]],
+    sides: tuple[str, str],
+    key: str,
+    better: int,
+) -> Line:
+    dense, small = (sum(result[side][key] for result in results) / len(results) for side in sides)
+    change = small - dense
     word = "better" if change * better > 0 else "worse" if change else "the same"
-    return Line(label, f"{dense:.4f}", f"{slim:.4f}", f"{change:+.4f} ({word})")
+    return Line(label, f"{dense:.4f}", f"{small:.4f}", f"{change:+.4f} ({word})")
 
 
 def _cost(label: str, dense: float, slim: float, form: str) -> Line:
@@ -246,11 +357,13 @@ def _cost(label: str, dense: float, slim: float, form: str) -> Line:
     return Line(label, form.format(dense), form.format(slim), verdict)
 
 
-def curl(url: str, request: Mapping[str, Any]) -> str:
-    """A command that ranks a few of the same films for the same user."""
-    body = {**request, "candidates": request["candidates"][:5], "top_k": 3}
+def curl(url: str, path: str, request: Mapping[str, Any]) -> str:
+    """A command that asks the same with a few films."""
+    body = {**request, "top_k": 3}
+    if "candidates" in request:
+        body["candidates"] = request["candidates"][:5]
     head = "-H 'Content-Type: application/json'"
-    return f"curl -s {url}/rank {head} -d {shlex.quote(json.dumps(body))}"
+    return f"curl -s {url}/{path} {head} -d {shlex.quote(json.dumps(body))}"
 
 
 def read_films(data: Mapping[str, Any]) -> dict[str, Film]:
@@ -260,7 +373,8 @@ def read_films(data: Mapping[str, Any]) -> dict[str, Film]:
         data: the config's section of that name.
     """
     cache = Path(data.get("cache", CACHE)).expanduser()
-    path = cache / str(data["type"]) / "titles.json"
+    # Both lines read one download.
+    path = cache / str(data["type"]).removesuffix("-sessions") / "titles.json"
     if not path.is_file():
         return {}
     titles: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))

@@ -44,12 +44,13 @@ class Pool:
 
 
 def choose_model(store: Path, name: str | None) -> str:
-    """The name of the bundle in the store that is asked for; of the only one if none is.
+    """The name of the click-through bundle that is asked for; of the only one if none is.
 
     Raises:
         BundleUnusable: there is no store, or it does not hold that; or several, and none is named.
     """
-    names = sorted({path.parent.name for path in store.glob("*/versions")})
+    manifests = store.glob(f"*/versions/*/{MANIFEST}")
+    names = sorted({path.parts[-4] for path in manifests if _read(path).get("session") is None})
     if not names:
         raise BundleUnusable(
             f"no bundle in {str(store)!r}: `make demo` makes one, or name a config with "
@@ -100,6 +101,20 @@ def read_pool(bundle: Path) -> Pool:
     if manifest.get("items"):
         return Pool(people, [str(item) for item in _read(bundle / manifest["items"]["ids"])], {})
     return _pool_of_rows(people, [request["candidates"] for request in golden])
+
+
+def read_sessions(bundle: Path) -> list[list[str]]:
+    """The sessions of a session ranker's golden requests: real ones, and an empty one.
+
+    Raises:
+        BundleUnusable: there are none.
+    """
+    manifest = read_manifest(bundle)
+    golden = [case["request"] for case in _read(bundle / manifest.get("golden", GOLDEN))]
+    sessions = [request["session_items"] for request in golden if "session_items" in request]
+    if not sessions:
+        raise BundleUnusable(f"{bundle}: expected a session ranker, found no golden session")
+    return sessions
 
 
 def draw(pool: Pool, candidates: int, count: int, seed: int) -> list[Query]:

@@ -39,6 +39,18 @@ CARD = {
         "us_per_request": 500.0,
     },
 }
+SESSION_CARD = {
+    "results": [
+        {
+            "seed": 1,
+            "dense": {"metrics": {"P@20": 0.5, "MRR@20": 0.25, "NDCG@10": 0.3}},
+            "coded": {"metrics": {"P@20": 0.5, "MRR@20": 0.24, "NDCG@10": 0.31}},
+        }
+    ],
+    "dense": {"flops": 1, "bytes": {"item table": 9000}, "us_per_request": 90.0},
+    "coded": {"flops": 1, "bytes": {"item table": 100}, "us_per_request": 30.0},
+}
+SESSIONS = [{"session_items": []}, {"session_items": ["i1", "i2", "i3"]}]
 MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}, "card": CARD}
 
 
@@ -85,6 +97,12 @@ def make_store() -> Callable[[Path], Path]:
             (bundle / "manifest.json").write_text(json.dumps(MANIFEST))
             golden = [{"request": {**person, "candidates": {"ids": ["i1"]}}} for person in PEOPLE]
             (bundle / "golden.json").write_text(json.dumps(golden))
+            bundle = folder / "store/session/versions" / version
+            bundle.mkdir(parents=True)
+            manifest = {"golden": "golden.json", "session": {"items": 3}, "card": SESSION_CARD}
+            (bundle / "manifest.json").write_text(json.dumps(manifest))
+            cases = [{"request": request} for request in SESSIONS]
+            (bundle / "golden.json").write_text(json.dumps(cases))
         return folder / "store"
 
     return make

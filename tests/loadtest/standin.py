@@ -21,9 +21,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class StandIn:
     """An ASGI application that ranks by the candidates' order after a known delay."""
 
-    def __init__(self, options: argparse.Namespace, model: str) -> None:
+    def __init__(self, options: argparse.Namespace, models: str) -> None:
         self.options = options
-        self.name, _, self.alias = model.partition("@")
+        self.aliases = dict(model.partition("@")[::2] for model in models.split(","))
+        self.name = next(iter(self.aliases))
         self.ranked = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
@@ -49,12 +50,22 @@ class StandIn:
         """Route by path."""
         if path == "/readyz":
             return (503, {"reason": "warming"}) if self.options.never_ready else (200, {})
-        if path == f"/models/{self.name}":
-            version = self.version()
-            return 200, {"name": self.name, "version": version, "digest": f"sha256:{version}"}
+        name = path.removeprefix("/models/")
+        if name in self.aliases:
+            version = self.version(name)
+            return 200, {"name": name, "version": version, "digest": f"sha256:{version}"}
+        if path == "/recommend":
+            return self.recommend(json.loads(body))
         if path != "/rank":
             return 404, {"code": "not_found"}
         return await self.rank(json.loads(body))
+
+    def recommend(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The session once more, latest first, but what is excluded."""
+        left = [i for i in request["session_items"][::-1] if i not in request["exclude"]]
+        items = [{"id": item, "score": -place} for place, item in enumerate(left)]
+        version = self.version(request["model"])
+        return 200, {"items": items, "version": version, "timing_ms": {"total": 0.5}}
 
     async def rank(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Keep the candidates in their order."""
@@ -67,19 +78,23 @@ class StandIn:
         scores = [1.0 / (place + 2) for place in range(len(ids))]
         if self.options.forget_last:
             ids[-1] = "somebody else"
-        answer = {"model": self.name, "version": self.version(), "timing_ms": {"total": 0.5}}
+        answer = {
+            "model": self.name,
+            "version": self.version(self.name),
+            "timing_ms": {"total": 0.5},
+        }
         if request.get("shape") == "columns":
             return 200, {**answer, "ids": ids, "scores": scores}
         rows = [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
         return 200, {**answer, "items": rows[: request.get("top_k")]}
 
-    def version(self) -> str:
-        """As the pipeline publishes: dense first, then slim."""
-        return "1" if self.alias == "dense" else "2"
+    def version(self, name: str) -> str:
+        """As the pipelines publish: dense first, then slim or coded."""
+        return "1" if self.aliases[name] == "dense" else "2"
 
     def delay_s(self) -> float:
         """How long a ranking takes: known beforehand, by the model's alias."""
-        slow = self.alias == "dense"
+        slow = self.aliases[self.name] == "dense"
         return float(self.options.dense_ms if slow else self.options.slim_ms) / 1000
 
 

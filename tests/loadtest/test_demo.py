@@ -24,6 +24,8 @@ def config(tmp_path: Path) -> Path:
     """A run's config, as far as the demo reads it."""
     path = tmp_path / "films.toml"
     path.write_text('name = "ctr"\n[data]\ntype = "synthetic"\n')
+    sessions = '[data]\ntype = "synthetic-sessions"\n'
+    path.with_name("sessions.toml").write_text(f'name = "session"\n{sessions}')
     return path
 
 
@@ -34,6 +36,7 @@ def run(config: Path, store: Path, standin, monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(*options: str, job: str = "", misbehaviour: tuple[str, ...] = ()) -> int:
         flags = ["--config", str(config), "--store", str(store), "--once"]
+        flags += ["--session-config", str(config.with_name("sessions.toml"))]
         port = [] if "--port" in options else ["--port", str(server.free_port())]
         return demo.main(
             [*flags, *port, "--candidates", "30", *options],
@@ -50,7 +53,14 @@ def test_demo_answers_and_stops(run: Demo, capsys: pytest.CaptureFixture[str]) -
 
     out = capsys.readouterr().out
     assert status == 0
-    for said in ("1 get the data", "2 serve ctr@slim", "3 POST /rank: 30 films", "0.3333"):
+    for said in (
+        "1 get the data",
+        "2 train the session ranker",
+        "3 serve ctr@slim,session@coded",
+        "4 POST /rank: 30 films",
+        "0.3333",
+        "5 POST /recommend: after 3 films",
+    ):
         assert said in out
     assert not [child for child in psutil.Process().children() if child.status() == "running"]
 
@@ -69,6 +79,17 @@ def test_price_of_slimming_is_told_either_way(
     assert "bytes of embedding tables 3,000 1,000 3.00x less" in lines
     assert "bytes of the whole bundle 4,000 2,000 2.00x less" in lines
     assert "scoring, µs per request 400.0 500.0 1.25x more (worse)" in lines
+
+
+def test_price_of_codes_is_told(run: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    """The session ranker's table tells what the codes cost and gained."""
+    run()
+
+    table = [re.sub(r"[│┃]|\s+", " ", line) for line in capsys.readouterr().out.splitlines()]
+    lines = [re.sub(r" +", " ", line).strip() for line in table]
+    assert "MRR@20 0.2500 0.2400 -0.0100 (worse)" in lines
+    assert "NDCG@10 0.3000 0.3100 +0.0100 (better)" in lines
+    assert "bytes of item table 9,000 100 90.00x less" in lines
 
 
 def test_unknown_cost_is_left_out() -> None:
@@ -102,7 +123,7 @@ def test_titles_and_years_come_from_the_downloads_cache(tmp_path: Path) -> None:
 def test_curl_line_is_a_whole_command() -> None:
     """The printed line is one shell command with a JSON body and its content type."""
     line = demo.curl(
-        "http://127.0.0.1:8000", {"user": {"job": "it's"}, "candidates": list("abcdef")}
+        "http://127.0.0.1:8000", "rank", {"user": {"job": "it's"}, "candidates": list("abcdef")}
     )
 
     words = shlex.split(line)
@@ -162,7 +183,9 @@ def test_demo_serves_until_told_to_stop(
 ) -> None:
     """Without --once it goes on serving; Ctrl-C and SIGTERM end it and its service in order."""
     port = server.free_port()
-    flags = ["--config", str(config), "--store", str(store), "--port", str(port), "--reuse"]
+    sessions = str(config.with_name("sessions.toml"))
+    flags = ["--config", str(config), "--session-config", sessions, "--reuse"]
+    flags += ["--store", str(store), "--port", str(port)]
     script = (
         "import sys; from loadtest import demo, server; server.unwind_on_sigterm(); "
         f"sys.exit(demo.main({flags!r}, service={standin()!r}))"

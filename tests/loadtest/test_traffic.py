@@ -62,10 +62,14 @@ def test_missing_file_is_named(bundle: Path) -> None:
 
 
 def test_only_bundle_of_a_store_needs_no_name(store: Path) -> None:
-    """One bundle is chosen by itself; of two, one has to be named; of none, the way is shown."""
+    """One bundle is chosen by itself; of two, one has to be named; of none, the way is shown.
+
+    Session rankers do not count: they take other requests.
+    """
     assert traffic.choose_model(store, None) == "ctr"
 
-    (store / "films" / "versions").mkdir(parents=True)
+    (store / "films" / "versions" / "1").mkdir(parents=True)
+    (store / "films" / "versions" / "1" / "manifest.json").write_text("{}")
     with pytest.raises(traffic.BundleUnusable, match="ctr, films"):
         traffic.choose_model(store, None)
     with pytest.raises(traffic.BundleUnusable, match="make demo"):
