@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from compress.config import Frozen
@@ -48,8 +49,8 @@ class SessionRankerConfig(Frozen):
         length: L, the newest so many items of a session are taken.
     """
 
-    dim: int = 1
-    length: int = 50
+    dim: int = Field(default=1, ge=1)
+    length: int = Field(default=50, ge=1)
 
 
 class SessionRanker(nn.Module, ABC):
