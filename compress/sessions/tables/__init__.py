@@ -6,6 +6,7 @@ from typing import Final
 
 from compress.sessions.tables.base import ItemTable, TableMethod, Teacher
 from compress.sessions.tables.dense import Dense
+from compress.sessions.tables.eodrec import Eodrec
 from compress.sessions.tables.hashing import Hashing
 from compress.sessions.tables.int8 import Int8
 from compress.sessions.tables.opq import Opq
@@ -18,6 +19,7 @@ from compress.sessions.tables.tensor_train import Sttd, Tt
 TABLES: Final[Mapping[str, type[TableMethod]]] = MappingProxyType(
     {
         "dense": Dense,
+        "eodrec": Eodrec,
         "hashing": Hashing,
         "int8": Int8,
         "opq": Opq,
