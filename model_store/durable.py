@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -56,6 +57,42 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def append_lines(path: Path, lines: bytes) -> int:
+    """Add lines to the end of a file that only grows; they are on the disk when this returns.
+
+    What a killed writer left of a line is cut off first. Hold a lock against other writers.
+
+    Returns:
+        Where in the file they begin.
+    """
+    made = not path.exists()
+    # Unbuffered: a buffer that the disk had no room for would be written again on closing.
+    with path.open("ab+", buffering=0) as file:
+        end = _after_last_line(file)
+        file.truncate(end)
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+    if made:
+        sync(path.parent)
+    return end
+
+
+def _after_last_line(file: FileIO) -> int:
+    size = file.seek(0, os.SEEK_END)
+    if size:
+        file.seek(size - 1)
+        if file.read() != b"\n":
+            file.seek(0)
+            return file.read().rfind(b"\n") + 1
+    return size
 
 
 @contextmanager

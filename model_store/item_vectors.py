@@ -241,7 +241,7 @@ class CodedTable:
         codes = self.codes.take(rows, axis=0)  # (n, M)
         words = self.codebooks[np.arange(codes.shape[1]), codes]  # (n, M, width)
         if self.concatenated:
-            return words.reshape(len(codes), -1)
+            return words.reshape(len(codes), self.dim)
         return np.asarray(words.sum(1), np.float32)
 
     def scores(self, query: Floats, rows: Rows) -> Floats:
@@ -374,7 +374,7 @@ def unpack_codes(packed: NDArray[np.uint8], books: int, bits: int) -> Codes:
         return np.ascontiguousarray(packed).view("<u2")
     if bits == NIBBLE:  # ten times as fast as bit by bit
         halves = np.stack([packed & 15, packed >> NIBBLE], axis=-1)  # (N, bytes, 2)
-        return np.ascontiguousarray(halves.reshape(len(packed), -1)[:, :books])
+        return np.ascontiguousarray(halves.reshape(len(packed), 2 * packed.shape[1])[:, :books])
     flags = np.unpackbits(packed, axis=1, bitorder="little", count=books * bits)
     weights = 1 << np.arange(bits, dtype=np.uint16)
     codes = flags.reshape(-1, books, bits).astype(np.uint16) @ weights
@@ -510,20 +510,26 @@ class Neighbours:
     @classmethod
     def load(cls, spec: NeighbourSpec, items: int, path_of: PathOf) -> Self:
         """Map the matrix from disk."""
-        offsets = load_array(path_of(spec.offsets), 1, "int32")
-        columns = load_array(path_of(spec.items), 1, "int32")
-        weights = load_array(path_of(spec.weights), 1, "float32", "float16")
-        sound = (
+        neighbours = cls(
+            load_array(path_of(spec.offsets), 1, "int32"),
+            load_array(path_of(spec.items), 1, "int32"),
+            load_array(path_of(spec.weights), 1, "float32", "float16"),
+        )
+        if not neighbours.fit(items):
+            raise BundleCorrupt(f"{path_of(spec.offsets)}: no {items} rows of neighbours")
+        return neighbours
+
+    def fit(self, items: int) -> bool:
+        """Whether this is a matrix over so many items, with weights that have a logarithm."""
+        offsets, columns, weights = self.offsets, self.items, self.weights
+        return bool(
             len(offsets) == items + 1
             and offsets[0] == 0
-            and bool((np.diff(offsets) >= 0).all())
+            and (np.diff(offsets) >= 0).all()
             and offsets[-1] == len(columns) == len(weights)
             and (not len(columns) or (columns.min() >= 0 and columns.max() < items))
             and (not len(weights) or (weights.min() > 0 and weights.max() < np.inf))
         )
-        if not sound:
-            raise BundleCorrupt(f"{path_of(spec.offsets)}: no {items} rows of neighbours")
-        return cls(offsets, columns, weights)
 
 
 def load_vectors(spec: Vectors, items: int, path_of: PathOf) -> ItemVectors:

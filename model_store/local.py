@@ -9,6 +9,7 @@ from typing import Final
 
 from model_store.bundle import CHECKSUMS_FILE, Bundle, open_bundle
 from model_store.durable import (
+    append_lines,
     discard,
     locked,
     make_folder,
@@ -47,6 +48,21 @@ class LocalStorage:
         target = self._root / path
         make_folder(target.parent)
         write_atomic(target, data)
+
+    def read_from(self, path: str, start: int) -> bytes:
+        """A file's bytes from a place on, none if there is no such file."""
+        try:
+            with (self._root / path).open("rb") as file:
+                file.seek(start)
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+
+    def append(self, path: str, lines: bytes) -> int:
+        """Add whole lines to a file, and tell where they begin. Call it under the lock."""
+        target = self._root / path
+        make_folder(target.parent)
+        return append_lines(target, lines)
 
     def locked(self, name: str) -> AbstractContextManager[None]:
         """Keep other writers of that bundle's versions and aliases out."""

@@ -271,6 +271,132 @@ class SessionSpec(Frozen):
     neighbours: NeighbourSpec | None = None
 
 
+class DenseVectors(Frozen):
+    """Item vectors as they are: one npy file, (items, dim), float32 or float16."""
+
+    type: Literal["dense"] = "dense"
+    file: str
+
+
+class Int8Vectors(Frozen):
+    """Item vectors row by row in eight bits: vector = row · scale.
+
+    Attributes:
+        file: npy, (items, dim) int8.
+        scales: npy, (items,) float16.
+    """
+
+    type: Literal["int8"] = "int8"
+    file: str
+    scales: str
+
+
+class StoredCodes(Frozen):
+    """Codes that were chosen item by item.
+
+    Attributes:
+        file: npy, (items, ceil(M · bits / 8)) uint8: an item's M codes, ``bits`` each, from the
+            lowest bit of the first byte on.
+        bits: 1 to 16.
+    """
+
+    type: Literal["stored"] = "stored"
+    file: str
+    bits: int = Field(ge=1, le=16)
+
+
+class RadixCodes(Frozen):
+    """Codes that need no file: the digits of an item's row, the last radix the least significant.
+
+    Two radices are the quotient-remainder trick.
+    """
+
+    type: Literal["radix"] = "radix"
+    radices: tuple[int, ...] = Field(min_length=1)
+
+
+class HashedCodes(Frozen):
+    """Codes that need no file: code m is row · ``factors[m]`` modulo the prime, modulo K."""
+
+    type: Literal["hashed"] = "hashed"
+    factors: tuple[int, ...] = Field(min_length=1)
+    prime: int = 2_147_483_647
+
+
+class CodedVectors(Frozen):
+    """Item vectors put together from codewords.
+
+    Attributes:
+        codes: which codeword of each codebook an item takes, (items, M).
+        codebooks: npy, (M, K, width) float32, float16 or int8.
+        scales: of int8 codebooks, npy, (M, K) float16; None for the others.
+        composition: ``sum`` (width = dim) or ``concatenate`` (width = dim / M).
+    """
+
+    type: Literal["codes"] = "codes"
+    codes: Annotated[StoredCodes | RadixCodes | HashedCodes, Field(discriminator="type")]
+    codebooks: str
+    scales: str | None = None
+    composition: Literal["sum", "concatenate"]
+
+
+class FactoredVectors(Frozen):
+    """Item vectors as a tensor train: row (i_1 … i_d), in mixed radix, is G_1[i_1] · … · G_d[i_d].
+
+    Attributes:
+        cores: npy, (R_{k-1}, I_k, J_k, R_k) each; the later ones n times smaller in both ranks.
+        block: n of the semi-tensor product; 1 is the plain tensor train.
+    """
+
+    type: Literal["factors"] = "factors"
+    cores: tuple[str, ...] = Field(min_length=2)
+    block: int = Field(default=1, ge=1)
+
+
+Vectors = Annotated[
+    DenseVectors | Int8Vectors | CodedVectors | FactoredVectors, Field(discriminator="type")
+]
+
+
+class NeighbourSpec(Frozen):
+    """A sparse (items, items) matrix S of what follows what, by rows.
+
+    Attributes:
+        offsets: npy, (items + 1,) int32: row v is [offsets[v], offsets[v + 1]).
+        items: npy, int32: columns.
+        weights: npy, float16 or float32: over 0.
+    """
+
+    offsets: str
+    items: str
+    weights: str
+
+
+class SessionSpec(Frozen):
+    """How a session ranker scores the catalogue.
+
+    The graph takes the vectors of the session's items, oldest first, as ``session`` (R, L, dim), and
+    answers with log weights: ``query`` (R, dim), ``repeat`` (R, L), ``follow`` (R, L). The score is
+
+        log( exp(query · e_v) + sum_t exp(repeat_t) [v_t = v] + sum_t exp(follow_t) S[v_t, v] )
+
+    where a term that the graph has no output for is 0; what no term reaches scores `UNREACHED`.
+
+    Attributes:
+        ids: a JSON array of strings, the item ids.
+        items: how many.
+        length: the newest so many session items are taken.
+        dim: of the vectors; 1 (all of them zero) without any.
+    """
+
+    ids: str
+    items: int = Field(ge=1)
+    length: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    vectors: Vectors | None = None
+    neighbours: NeighbourSpec | None = None
+
+
 class DataSpec(Frozen):
     """How a data file of this bundle's source is read, so that `evaluate` needs no config.
 
@@ -328,6 +454,56 @@ class Card(Frozen):
     kept_features: tuple[str, ...]
     pruned_features: tuple[str, ...] = ()
     widths: dict[str, tuple[int, ...]] = {}
+    config: dict[str, Any] = {}
+    data_hash: str = ""
+    tools: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+class SessionQuality(Frozen):
+    """Full-ranking quality of an exported session ranker: shares in [0, 1], by "P@10" and the like.
+
+    Attributes:
+        intervals: metric -> 95 % interval, by bootstrap over sessions.
+        repeated: over targets that are in their session already; ``new`` over the others.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
+    repeated: dict[str, float] = {}
+    new: dict[str, float] = {}
+    rows: int
+    sessions: int
+
+
+class SessionSeed(Frozen):
+    """Quality of the uncompressed and of the coded ranker under one seed, same test rows."""
+
+    seed: int
+    dense: SessionQuality
+    coded: SessionQuality
+
+
+class SessionCard(Frozen):
+    """The compression card of a session ranker.
+
+    Attributes:
+        table: the method that made the item table.
+        requested: what the config asked of the table.
+        achieved: ratios to the uncompressed bundle, and what is to be known of the codes.
+        floors: parameter-free rankers on the same test rows.
+    """
+
+    kind: Literal["session"] = "session"
+    ranker: str
+    table: str
+    seed: int
+    results: tuple[SessionSeed, ...] = ()
+    dense: Resources
+    coded: Resources
+    requested: dict[str, float] = {}
+    achieved: dict[str, float] = {}
+    floors: dict[str, SessionQuality] = {}
     config: dict[str, Any] = {}
     data_hash: str = ""
     tools: dict[str, str] = {}

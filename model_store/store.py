@@ -5,18 +5,19 @@ Layout, the same in a local folder and behind a URL:
     <name>/versions/<version>/   a bundle; never changed once published
     <name>/aliases/<alias>.json  {"version": "7", "previous": ["5", "6"]}
     <name>/deleted/<version>     that version once was, so its number is not given again
+    <name>/fresh/<version>/      items that were added to that version since: a journal of lines
 
 Nothing is ever "the latest": someone sets an alias.
 """
 
 import errno
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
@@ -38,6 +39,7 @@ from model_store.manifest import MANIFEST_FILE, Frozen
 
 DEFAULT_ALIAS: Final = "prod"
 HISTORY: Final = 50  # versions that an alias remembers
+LONGEST_JOURNAL: Final = 64 << 20  # bytes of fresh items beside a version
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -64,6 +66,14 @@ class Storage(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, all or nothing."""
+        ...
+
+    def read_from(self, path: str, start: int) -> bytes:
+        """A file's bytes from a place on, none if there is no such file."""
+        ...
+
+    def append(self, path: str, lines: bytes) -> int:
+        """Add whole lines to a file, and tell where they begin. Call it under the lock."""
         ...
 
     def locked(self, name: str) -> AbstractContextManager[None]:
@@ -126,6 +136,18 @@ class OpenedVersion:
     version: str
 
 
+class Journal(NamedTuple):
+    """Lines of a journal.
+
+    Attributes:
+        lines: where each begins, and what it says, without its end.
+        end: where the next one will begin.
+    """
+
+    lines: list[tuple[int, bytes]]
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A line of the store's list.
@@ -148,6 +170,7 @@ class Entry:
 Names = list[str]
 Pairs = list[tuple[str, str]]
 Entries = list[Entry]
+Lines = Sequence[bytes]
 AliasNames = Mapping[str, tuple[str, ...]]  # version -> its aliases
 
 
@@ -342,6 +365,42 @@ class Store:
             self._write_alias(name, alias, AliasRecord(version=target, previous=tuple(older)))
             return target
 
+    def fresh(self, name: str, version: str, start: int = 0) -> Journal:
+        """What was added to a version since it was published, from a place of its journal on.
+
+        Raises:
+            StoreUnavailable: the journal cannot be read.
+        """
+        _expect(_NAME, name, "a bundle's name")
+        _expect(_VERSION, version, "a version")
+        with self._explained(f"reading the fresh items of {name}@{version}"):
+            data = self._storage.read_from(_journal(name, version), start)
+        # Half a line at the end is somebody's who still writes, or who died.
+        return _lines(data[: data.rfind(b"\n") + 1], start)
+
+    def add_fresh(self, name: str, version: str, lines: Lines) -> Journal:
+        """Add lines to a version's journal; they are on the disk when this returns.
+
+        Args:
+            name: the bundle.
+            version: must exist.
+            lines: without line ends.
+
+        Raises:
+            BundleNotFound, VersionNotFound: there is no such version.
+            StoreUnavailable: it could not be written, or the journal is as long as it may be.
+        """
+        journal = _journal(name, version)
+        data = b"".join(line + b"\n" for line in lines)
+        with self._writing(name, f"adding items to {name}@{version}") as versions:
+            self._expect_version(name, version, versions)
+            if self._storage.read_from(journal, max(0, LONGEST_JOURNAL - len(data))):
+                raise StoreUnavailable(
+                    f"{self.url}: {journal} would grow beyond {LONGEST_JOURNAL} bytes; publish a "
+                    "version that knows the new items"
+                )
+            return _lines(data, self._storage.append(journal, data))
+
     def delete(self, name: str, version: str) -> None:
         """Delete a version for good; its number is never given again.
 
@@ -530,6 +589,8 @@ class Store:
         # First the mark: were we killed after the removal, the number could be given again.
         self._storage.write(f"{name}/deleted/{version}", b"")
         self._storage.remove(_path(name, version), name)
+        if self._storage.children(f"{name}/fresh/{version}"):
+            self._storage.remove(f"{name}/fresh/{version}", name)
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -546,6 +607,18 @@ class Store:
 
 def _path(name: str, version: str) -> str:
     return f"{name}/versions/{version}"
+
+
+def _journal(name: str, version: str) -> str:
+    return f"{name}/fresh/{version}/items.jsonl"
+
+
+def _lines(data: bytes, start: int) -> Journal:
+    lines = []
+    for line in data.split(b"\n")[:-1]:
+        lines.append((start, line))
+        start += len(line) + 1
+    return Journal(lines, start)
 
 
 def _expect(pattern: re.Pattern[str], text: str, what: str) -> None:

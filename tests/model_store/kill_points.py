@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from model_store.durable import LOCK_FILE, STAGING_FOLDER
-from model_store.store import Store, open_store
+from model_store.store import Journal, Store, open_store
 
 # What the interpreter calls to change a file system; the code under test knows nothing of this.
 OPERATIONS = frozenset(
@@ -27,6 +27,7 @@ ACTIONS: dict[str, Callable[[Store, Path], object]] = {
     "rollback": lambda store, _: store.rollback("ctr"),
     "delete": lambda store, _: store.delete("ctr", "3"),
     "gc": lambda store, _: store.gc(),
+    "fresh": lambda store, _: store.add_fresh("ctr", "2", [b"one", b"two"]),
 }
 BEFORE = ({"ctr@1", "ctr@2", "ctr@3"}, "2")
 AFTER = {
@@ -36,7 +37,11 @@ AFTER = {
     "rollback": (BEFORE[0], "1"),
     "delete": ({"ctr@1", "ctr@2"}, "2"),
     "gc": ({"ctr@1", "ctr@2"}, "2"),
+    "fresh": BEFORE,
 }
+
+
+ADDED = (Journal([], 0), Journal([(0, b"one"), (4, b"two")], 8))
 
 
 def kill_before(nth: int) -> None:
@@ -79,6 +84,10 @@ def check(root: Path, bundle: Path, action: str) -> None:
     store = open_store(f"{root}")
     if (found := state(store)) not in (BEFORE, AFTER[action]):
         raise AssertionError(f"neither before nor after: {found}")
+    if (added := store.fresh("ctr", "2")) not in ADDED:
+        raise AssertionError(f"not what was added: {added}")
+    if store.add_fresh("ctr", "2", [b"three"]).lines[0][0] != added.end:
+        raise AssertionError("what was added was changed")
     published = store.publish(bundle, "ctr")
     store.set_alias("ctr", "prod", published.version)
     store.gc()

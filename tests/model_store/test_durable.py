@@ -8,6 +8,7 @@ import pytest
 from model_store.durable import (
     LOCK_FILE,
     STAGING_FOLDER,
+    append_lines,
     discard,
     locked,
     make_folder,
@@ -118,3 +119,39 @@ def test_a_discarded_folder_is_gone(tmp_path: Path) -> None:
 
     assert not folder.exists()
     assert list((tmp_path / STAGING_FOLDER).iterdir()) == []
+
+
+def test_lines_are_added_at_the_end(tmp_path: Path) -> None:
+    """Each call tells where its lines begin."""
+    path = tmp_path / "items.jsonl"
+
+    assert append_lines(path, b"one\n") == 0
+    assert append_lines(path, b"two\nthree\n") == 4
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("torn", [b"hal", b"one\nhal", b"one\n"])
+def test_half_a_line_is_cut_off_before_the_next(tmp_path: Path, torn: bytes) -> None:
+    """A killed writer's half line would spoil the next one's."""
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(torn)
+    append_lines(path, b"two\n")
+
+    assert path.read_bytes() == torn[: torn.rfind(b"\n") + 1] + b"two\n"
+
+
+def test_lines_that_could_not_be_written_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full leaves what was there."""
+    path = tmp_path / "items.jsonl"
+    append_lines(path, b"one\n")
+
+    def fail(_: int) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no"):
+        append_lines(path, b"two\n")
+
+    assert path.read_bytes() == b"one\n"

@@ -66,6 +66,7 @@ def at_once(call: Callable[[int], object]) -> list[object]:
     [
         ("alias", 10),
         ("rollback", 10),
+        ("fresh", 10),
         ("delete", 30),
         ("gc", 30),
         ("publish", 80),

@@ -29,6 +29,7 @@ from model_store.store import (
     HISTORY,
     AliasRecord,
     Entry,
+    Journal,
     Published,
     ResolvedRef,
     Store,
@@ -143,6 +144,8 @@ def test_names_are_checked_before_they_are_paths(store: Store, bundle: Bundle, n
         lambda: store.aliases(name),
         lambda: store.history(name, "prod"),
         lambda: store.delete(name, "1"),
+        lambda: store.fresh(name, "1"),
+        lambda: store.add_fresh(name, "1", []),
         lambda: store.gc(name),
     ]
 
@@ -576,6 +579,71 @@ def test_a_half_written_version_can_be_deleted(three: Store, files: Files) -> No
     three.delete("ctr", "3")
 
     assert versions(three) == ["1", "2"]
+
+
+# Fresh items
+
+
+def test_a_journal_is_read_from_where_one_left_off(three: Store) -> None:
+    """Lines come back in order with their places, to whoever asks, from any place on."""
+    first = three.add_fresh("ctr", "2", [b'{"id": "a"}', b"caf\xc3\xa9 \r"])
+    second = three.add_fresh("ctr", "2", [b"{}"])
+
+    assert first == Journal([(0, b'{"id": "a"}'), (12, b"caf\xc3\xa9 \r")], 20)
+    assert second == Journal([(20, b"{}")], 23)
+    assert three.fresh("ctr", "2") == Journal([*first.lines, *second.lines], 23)
+    assert three.fresh("ctr", "2", first.end) == second
+    assert three.fresh("ctr", "2", 23) == three.fresh("ctr", "1", 23) == Journal([], 23)
+    assert three.fresh("ctr", "1") == three.fresh("new", "1") == Journal([], 0)
+
+
+def test_half_a_line_is_not_read_until_it_is_whole(three: Store, files: Files) -> None:
+    """Somebody may be at work on it; or has died, and the next writer cuts it off."""
+    three.add_fresh("ctr", "2", [b"one"])
+    files.write("ctr/fresh/2/items.jsonl", b"one\ntw")
+
+    assert three.fresh("ctr", "2") == Journal([(0, b"one")], 4)
+    assert three.fresh("ctr", "2", 4) == Journal([], 4)
+    if files.url.startswith("file://"):
+        assert three.add_fresh("ctr", "2", [b"three"]) == Journal([(4, b"three")], 10)
+
+
+def test_a_version_with_additions_is_what_it_was(three: Store, bundle: Bundle) -> None:
+    """They lie beside it: its digest, its files and the list of versions are the same."""
+    three.add_fresh("ctr", "2", [b"one"])
+
+    assert three.open("ctr@2").bundle.digest == bundle.digest
+    assert versions(three) == ["1", "2", "3"]
+    assert [entry.problem for entry in three.list()] == [None] * 3
+
+
+def test_additions_go_with_their_version(three: Store, files: Files) -> None:
+    """Its number is never given again, so nobody inherits them."""
+    three.add_fresh("ctr", "3", [b"one"])
+    three.delete("ctr", "3")
+
+    assert three.fresh("ctr", "3") == Journal([], 0)
+    with pytest.raises(VersionNotFound, match="has no version '3'"):
+        three.add_fresh("ctr", "3", [b"one"])
+
+
+def test_nothing_is_added_to_what_is_not_there(three: Store) -> None:
+    """Nor is a folder made for it."""
+    with pytest.raises(BundleNotFound, match="no bundle 'new'"):
+        three.add_fresh("new", "1", [b"one"])
+    for name, version in (("../ctr", "1"), ("ctr", "../1")):
+        with pytest.raises(BadReference):
+            three.fresh(name, version)
+
+
+def test_a_journal_ends_somewhere(three: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond that a version should be published that knows the items."""
+    monkeypatch.setattr("model_store.store.LONGEST_JOURNAL", 10)
+    three.add_fresh("ctr", "2", [b"123456"])
+    with pytest.raises(StoreUnavailable, match="beyond 10 bytes; publish a version"):
+        three.add_fresh("ctr", "2", [b"123456"])
+
+    assert three.add_fresh("ctr", "2", [b"12"]).end == 10
 
 
 def test_deleting_what_is_not_there_is_told(three: Store) -> None:
