@@ -12,6 +12,7 @@ teacher too if ``bidirectional``, and then it keeps its own cross-entropy: disti
 let it drift.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from compress.sessions.config import FitConfig, SoftTargets
 from compress.sessions.losses import Columns, Scored, next_item_loss, soft_target_loss
 from compress.sessions.student import Batch, Student, score_batch
+from compress.sessions.tables.learned import LearnedTable
 
 # A teacher that learns does so slowly: it is near its best already.
 TEACHER_PACE = 0.1
@@ -84,6 +86,7 @@ class Distillation:
     """What a teacher adds to the loss of a batch.
 
     Attributes:
+        teacher: one that learns is a copy of the one that was given.
         hot: (N,) whether an item is hot.
         contrast: None where β is 0.
     """
@@ -100,7 +103,7 @@ class Distillation:
         """A teacher for a student.
 
         Args:
-            teacher: trained; learns on if ``config.bidirectional``.
+            teacher: trained; stays as it is, and a copy learns on if ``config.bidirectional``.
             student: whose widths the projections take.
             config: weights of the parts.
             counts: (N,) clicks of each item in training.
@@ -110,7 +113,7 @@ class Distillation:
         contrast = None
         if config.contrast:
             contrast = Contrast(teacher.table.dim, student.table.dim, config.temperature)
-        return cls(teacher, config, hot, contrast)
+        return cls(_learner(teacher) if config.bidirectional else teacher, config, hot, contrast)
 
     def loss(
         self, own: Tensor, given: Scored, batch: Batch, columns: Columns, vectors: Tensor
@@ -164,3 +167,11 @@ class Distillation:
         self.teacher.load(state["teacher"])
         if self.contrast is not None:
             self.contrast.load_state_dict(state["contrast"])
+
+
+def _learner(teacher: Student) -> Student:
+    """A copy that the layers' optimizer can step: it takes no sparse gradients."""
+    learner = copy.deepcopy(teacher)
+    if isinstance(learner.table, LearnedTable):
+        learner.table.sparse = False
+    return learner
