@@ -128,17 +128,28 @@ def evaluate(
 
 @app.command()
 def report(
-    bundle: Annotated[str, typer.Argument(help="Folder, or name@version|alias with --store.")],
+    bundles: Annotated[
+        list[str], typer.Argument(help="Folders, or name@version|alias with --store.")
+    ],
     store: Store = None,
-    output: Annotated[Path, typer.Option("--output", "-O", help="HTML file.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-O", help="HTML file; of session rankers also .md, .png, .svg."),
+    ] = Path("report.html"),
 ) -> None:
-    """Write a bundle's compression card as one HTML page with plots."""
+    """Write a bundle's compression card as one HTML page with plots, or compare session rankers."""
     from compress.evaluate import find_bundle
-    from compress.report import write
+    from model_store.manifest import Card
 
-    write(find_bundle(bundle, store), output)
+    found = [find_bundle(bundle, store) for bundle in bundles]
+    if len(found) == 1 and isinstance(found[0].manifest.card, Card):
+        from compress.report import write
+
+        write(found[0], output)
+    else:
+        from compress.sessions.compare import write as compare
+
+        compare(found, output)
     print(output)
 
 

@@ -4,12 +4,13 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
 import matplotlib as mpl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,6 +54,7 @@ STYLE: Final[Any] = {  # matplotlib types its keys one by one
     "legend.frameon": False,
     "legend.fontsize": 8.0,
     "svg.hashsalt": "slimrank",
+    "text.parse_math": False,  # a "$" in a name is a dollar
 }
 CONFIDENCE: Final = 0.95
 
@@ -91,12 +93,9 @@ def write(bundle: Bundle, path: Path) -> None:
 def page(bundle: Bundle) -> str:
     """The page's HTML."""
     manifest, card = bundle.manifest, click_card(bundle)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
     with mpl.rc_context(STYLE):
         drawn = plots(card, history(bundle))
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         manifest=manifest,
         card=card,
         digest=bundle.digest,
@@ -106,6 +105,12 @@ def page(bundle: Bundle) -> str:
         sides=features_by_side(manifest.features, card),
         config=json.dumps(manifest.card.config, indent=2),
     )
+
+
+def template(path: str) -> Template:
+    """A page by its path in this package; what it is filled with is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(path)
 
 
 def history(bundle: Bundle) -> dict[str, Curve]:
@@ -151,7 +156,7 @@ def comparison(card: Card) -> list[Row]:
         ("bytes of the graph", _graph_bytes(dense.bytes), _graph_bytes(slim.bytes)),
         ("bytes of the bundle", sum(dense.bytes.values()), sum(slim.bytes.values())),
     ]
-    rows += [Row(what, f"{a:,}", f"{b:,}", _share(a, b)) for what, a, b in costs]
+    rows += [Row(what, f"{a:,}", f"{b:,}", share(a, b)) for what, a, b in costs]
     if dense.us_per_request and slim.us_per_request:
         a, b = dense.us_per_request, slim.us_per_request
         rows.append(Row("µs a request", f"{a:,.1f}", f"{b:,.1f}", f"{a / b:.2f}x the speed"))
@@ -170,18 +175,19 @@ def _graph_bytes(parts: Mapping[str, int]) -> int:
     return sum(parts.get(part, 0) for part in ("embedding tables", "mlp", "graph"))
 
 
-def _share(dense: float, slim: float) -> str:
+def share(dense: float, slim: float) -> str:
+    """The one as a share of the other."""
     return f"{slim / dense:.1%}" if dense else "n/a"
 
 
 def tiles(card: Card) -> list[tuple[str, str]]:
     """The figures that lead the page."""
-    found = [("of the FLOPs", _share(card.dense.flops, card.slim.flops))]
+    found = [("of the FLOPs", share(card.dense.flops, card.slim.flops))]
     if card.results:
         lost = mean(card, "slim", "auc") - mean(card, "dense", "auc")
         found.insert(0, ("AUC, slim to dense", f"{lost:+.4f}"))
     if card.dense.bytes:
-        whole = _share(_graph_bytes(card.dense.bytes), _graph_bytes(card.slim.bytes))
+        whole = share(_graph_bytes(card.dense.bytes), _graph_bytes(card.slim.bytes))
         found.append(("of the graph's bytes", whole))
     if card.dense.us_per_request and card.slim.us_per_request:
         found.append(
@@ -207,7 +213,7 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
         [
             Plot(
                 "Quality by seed",
-                _svg(quality_plot, card, size=(8.4, 2.9)),
+                svg(quality_plot, card, size=(8.4, 2.9)),
                 f"Test rows, {seeds}; a grey line joins the two rankers of one seed. "
                 "Bars: 95 % interval of the mean over seeds.",
             )
@@ -218,7 +224,7 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
     drawn.append(
         Plot(
             "What it costs",
-            _svg(cost_plot, card, size=(8.4, 2.6)),
+            svg(cost_plot, card, size=(8.4, 2.6)),
             "FLOPs for one candidate, every row counted in full; bytes as they lie on disk.",
         )
     )
@@ -226,7 +232,7 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
         drawn.append(
             Plot(
                 "Hidden widths",
-                _svg(width_plot, card, size=(8.4, 0.9 + 0.34 * _layers(card))),
+                svg(width_plot, card, size=(8.4, 0.9 + 0.34 * _layers(card))),
                 "Neurons by layer, before and after.",
             )
         )
@@ -234,7 +240,7 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
         drawn.append(
             Plot(
                 "How the budget was met",
-                _svg(method_plot, card, curves["method"], size=(8.4, 4.6)),
+                svg(method_plot, card, curves["method"], size=(8.4, 4.6)),
                 "R: share of the resource that is left; s: groups removed by layer; "
                 "y: price of the groups not yet zero; z: price of the resource.",
             )
@@ -243,14 +249,15 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
         drawn.append(
             Plot(
                 "Training",
-                _svg(training_plot, curves, size=(8.4, 2.6)),
+                svg(training_plot, curves, size=(8.4, 2.6)),
                 "Validation rows: the weights kept are those of the least log loss.",
             )
         )
     return drawn
 
 
-def _svg(draw: Callable[..., None], *args: Any, size: tuple[float, float]) -> Markup:
+def svg(draw: Callable[..., None], *args: Any, size: tuple[float, float]) -> Markup:
+    """Draw on a figure of so many inches, as SVG to stand in a page."""
     figure = Figure(figsize=size, layout="constrained")
     draw(figure, *args)
     out = io.StringIO()
@@ -300,18 +307,19 @@ def quality_plot(figure: Figure, card: Card) -> None:
 def cost_plot(figure: Figure, card: Card) -> None:
     """FLOPs and bytes by part, dense above slim."""
     left, right = figure.subplots(1, 2)
-    _stacked(left, card.dense.flops_parts, card.slim.flops_parts, "FLOPs a candidate", "")
-    _stacked(right, card.dense.bytes, card.slim.bytes, "Bytes of the bundle", "B")
+    flops = {"slim": card.slim.flops_parts, "dense": card.dense.flops_parts}
+    stacked(left, flops, "FLOPs a candidate", "")
+    stacked(right, {"slim": card.slim.bytes, "dense": card.dense.bytes}, "Bytes of the bundle", "B")
 
 
-def _stacked(
-    axes: Axes, dense: Mapping[str, int], slim: Mapping[str, int], title: str, unit: str
-) -> None:
-    offsets = [0.0, 0.0]
-    parts = [part for part in dense if dense[part] or slim.get(part)]
+def stacked(axes: Axes, bars: Mapping[str, Mapping[str, int]], title: str, unit: str) -> None:
+    """A bar by name, the first at the bottom; its parts in the order of the last one's."""
+    offsets = [0.0] * len(bars)
+    order = [*list(bars.values())[-1], *chain.from_iterable(bars.values())]
+    parts = [part for part in dict.fromkeys(order) if any(bar.get(part) for bar in bars.values())]
     for part, color in zip(parts, PARTS * 2, strict=False):
-        widths = [float(slim.get(part, 0)), float(dense[part])]
-        axes.barh(("slim", "dense"), widths, left=offsets, color=color, label=part, height=0.62)
+        widths = [float(bar.get(part, 0)) for bar in bars.values()]
+        axes.barh(list(bars), widths, left=offsets, color=color, label=part, height=0.62)
         offsets = [start + width for start, width in zip(offsets, widths, strict=True)]
     for y, total in enumerate(offsets):
         axes.text(total, y, f" {EngFormatter(unit)(total)}", va="center", color=INK, fontsize=8)
