@@ -26,7 +26,7 @@ from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader, NothingLoaded
 from service.metrics import Metrics
 from service.problems import REQUEST_ID_HEADER, SCHEMA, from_starlette, problem, responses
-from service.routes import ROUTERS, rank
+from service.routes import OPERATIONS, ROUTERS, endpoint
 from service.settings import Settings, shared_metrics
 
 VERSION: Final = "0.1.0"
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Service:
-    """The whole service: /rank in front, FastAPI behind it, both under one edge.
+    """The whole service: what ranks in front, FastAPI behind it, both under one edge.
 
     Attributes:
         parts: what the service is made of.
@@ -49,7 +49,7 @@ class Service:
     def __init__(self, parts: Parts, api: FastAPI) -> None:
         self.parts = parts
         self._api = api
-        self._rank = rank.RankEndpoint(parts)
+        self._front = {each.path: endpoint.Endpoint(each, parts) for each in OPERATIONS}
         routes = (*api.routes, *(route for router in ROUTERS for route in router.routes))
         self._routes = [route for route in routes if isinstance(route, Route)]
 
@@ -59,8 +59,8 @@ class Service:
             await self._live(scope, receive, send)
         elif scope["type"] != "http":
             await self._api(scope, receive, send)
-        elif scope["path"] == rank.PATH:
-            await self._rank(scope, receive, send)
+        elif scope["path"] in self._front:
+            await self._front[scope["path"]](scope, receive, send)
         else:
             await self._behind(scope, receive, send)
 
@@ -74,7 +74,7 @@ class Service:
             log.exception("start or stop failed")
 
     async def _behind(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Every other route: request ids, metrics and the log as for /rank."""
+        """Every other route: request ids, metrics and the log as in front."""
         started, status = perf_counter(), 500
         request_id = request_id_of(header(scope["headers"], b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
@@ -93,7 +93,7 @@ class Service:
         try:
             body = await self._body(scope, receive)
             await self._api(_get_for_head(scope), _replay(body, receive), tell)
-        except rank.Disconnected:
+        except endpoint.Disconnected:
             status = 499
         except Exception as error:  # the edge: FastAPI has answered, unless the body was unreadable
             if isinstance(error, ServiceError):
@@ -107,7 +107,7 @@ class Service:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             return b""
         settings = self.parts.settings
-        return await rank.read_body(
+        return await endpoint.read_body(
             scope, receive, settings.max_body_bytes, settings.body_timeout_s
         )
 
@@ -206,6 +206,7 @@ def create_app(
             refs=settings.models,
             default=settings.default_model,
             tolerance=settings.golden_tolerance,
+            max_fresh_items=settings.max_fresh_items,
             metrics=metrics,
         ),
         cache=cache,
@@ -322,14 +323,15 @@ def _complete(operation: dict[str, Any], statuses: Sequence[int]) -> None:
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, completed by /rank and by the problems that any route may answer."""
+    """FastAPI's document, completed by what stands in front and by what any route may answer."""
     if api.openapi_schema is None:
         document = get_openapi(
             title=api.title, version=api.version, description=api.description, routes=api.routes
         )
-        path, schemas = rank.openapi()
-        document["paths"][rank.PATH] = path
-        document["components"]["schemas"] |= schemas | {"Problem": SCHEMA}
+        for operation in OPERATIONS:
+            document["paths"][operation.path], schemas = endpoint.openapi(operation)
+            document["components"]["schemas"] |= schemas
+        document["components"]["schemas"]["Problem"] = SCHEMA
         for methods in document["paths"].values():
             for method, operation in methods.items():
                 _complete(operation, ANY_METHOD if method == "get" else ANY_METHOD + ANY_BODY)

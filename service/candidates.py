@@ -11,7 +11,6 @@ from service.errors import (
     InvalidRequest,
     TooManyCandidates,
     UnknownItem,
-    Warned,
     escape,
 )
 from service.schemas import CandidateColumns, CandidateRow, Features, Id, RankRequest
@@ -166,22 +165,31 @@ def _check_count(count: int, pointer: str, limits: Limits) -> None:
         raise TooManyCandidates(f"{count} candidates, limit {limits.candidates}", [fault])
 
 
-def check_session(request: RankRequest, limits: Limits) -> list[Warned]:
-    """Session items are the input of session rankers; a click-through ranker has no use for them.
+def read_session(given: Sequence[Id] | None, limits: Limits) -> list[str]:
+    """The ids of session items, oldest first.
 
     Raises:
         InvalidRequest: they are too many, or an id is too long.
     """
-    items = request.session_items
-    if not items:
-        return []
+    items = given or []
     if len(items) > limits.session_items:
         fault = Fault("/session_items", f"length {len(items)} > {limits.session_items}")
         detail = f"{len(items)} session items, limit {limits.session_items}"
         raise InvalidRequest(detail, [fault])
-    texts(items, "/session_items/{}", limits)
-    detail = "this ranker takes no session items; they are ignored"
-    return [Warned("unused_session_items", detail, len(items))]
+    return texts(items, "/session_items/{}", limits)
+
+
+def read_excluded(given: Sequence[Id] | None, limits: Limits) -> list[str]:
+    """The ids that must not be recommended.
+
+    Raises:
+        InvalidRequest: they are more than candidates may be, or an id is too long.
+    """
+    items = given or []
+    if len(items) > limits.candidates:
+        fault = Fault("/exclude", f"length {len(items)} > {limits.candidates}")
+        raise InvalidRequest(f"{len(items)} excluded ids, limit {limits.candidates}", [fault])
+    return texts(items, "/exclude/{}", limits)
 
 
 def text_of(each: Id) -> str:

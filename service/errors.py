@@ -98,6 +98,10 @@ class ActivationConflict(ServiceError):
     """The version was not activated; the one before goes on."""
 
 
+class ItemsRefused(ServiceError):
+    """Fresh items were not added: this ranker cannot take any, or not so many."""
+
+
 class InvalidRequest(ServiceError):
     """The body is JSON but not a request."""
 

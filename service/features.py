@@ -125,10 +125,7 @@ class FeaturePlan:
         self.item_id = manifest.item_id if manifest.item_id in encoders else None
         self.specs: Mapping[str, FeatureSpec] = {spec.name: spec for spec in manifest.features}
         self.encoders = encoders
-        self.declared = {
-            side: frozenset(spec.name for spec in manifest.features if spec.side == side)
-            for side in ("user", "context", "item")
-        }
+        self.item_features = frozenset(s.name for s in manifest.features if s.side == "item")
         kept = [encoders[spec.name] for spec in manifest.features if spec.name in encoders]
         self._request = self._request_tensors(kept)
         self.item_encoders = {
@@ -195,27 +192,31 @@ class FeaturePlan:
         columns = slice(spec.start, spec.start + spec.length)
         tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
 
-    def undeclared(self, side: Side, counts: Mapping[str, int]) -> list[Warned]:
-        """A warning for each of the first few features that a side lacks, and one for the rest.
 
-        Args:
-            side: where the request carries them.
-            counts: feature name → how often it came with a value; declared ones do not matter.
-        """
-        declared = self.declared[side]
-        strange = {name: n for name, n in counts.items() if n and name not in declared}
-        warned = []
-        for name in nsmallest(MAX_NAMED, strange):
-            spec = self.specs.get(name)
-            hint = "" if spec is None else f"; it belongs to the {spec.side} side"
-            warned.append(
-                Warned(
-                    "undeclared_feature",
-                    f"{side} feature {name!r} is ignored{hint}",
-                    strange.pop(name),
-                )
-            )
-        if strange:
-            detail = f"{len(strange)} more {side} features are ignored"
-            warned.append(Warned("undeclared_feature", detail, sum(strange.values())))
-        return warned
+def undeclared(
+    features: Mapping[str, FeatureSpec], side: Side, counts: Mapping[str, int]
+) -> list[Warned]:
+    """A warning for each of the first few features that a side lacks, and one for the rest.
+
+    Args:
+        features: what the bundle declares, by name.
+        side: where the request carries them.
+        counts: feature name → how often it came with a value; declared ones do not matter.
+    """
+    strange = {
+        name: n for name, n in counts.items() if n and not _belongs(features.get(name), side)
+    }
+    warned = []
+    for name in nsmallest(MAX_NAMED, strange):
+        spec = features.get(name)
+        hint = "" if spec is None else f"; it belongs to the {spec.side} side"
+        detail = f"{side} feature {name!r} is ignored{hint}"
+        warned.append(Warned("undeclared_feature", detail, strange.pop(name)))
+    if strange:
+        detail = f"{len(strange)} more {side} features are ignored"
+        warned.append(Warned("undeclared_feature", detail, sum(strange.values())))
+    return warned
+
+
+def _belongs(spec: FeatureSpec | None, side: Side) -> bool:
+    return spec is not None and spec.side == side

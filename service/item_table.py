@@ -23,6 +23,7 @@ class ItemTable:
     """Row i of every tensor and value belongs to item i.
 
     Attributes:
+        ids: of the items, in the catalogue's order.
         tensors: (items, columns) each. Mapped from disk, so that workers share pages, unless they
             came from the cache.
         values: feature → raw values, for ``explain``; None if the bundle left them out.
@@ -34,6 +35,7 @@ class ItemTable:
         tensors: Mapping[InputName, NDArray[Any]],
         values: Mapping[str, Sequence[Any]] | None,
     ) -> None:
+        self.ids = ids
         self._row_of = {item: row for row, item in enumerate(ids)}
         # A plain view: memmap's own indexing costs a microsecond a call.
         self.tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
@@ -52,7 +54,7 @@ class ItemTable:
 
     def pack(self) -> dict[str, Blob]:
         """Named blobs, for the cache. The tensors' are views: nothing is copied."""
-        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self._row_of])}
+        blobs: dict[str, Blob] = {_IDS: orjson.dumps(self.ids)}
         for name, tensor in self.tensors.items():
             flat = np.ascontiguousarray(tensor).reshape(-1)
             blobs[f"{_TENSOR}{name}:{tensor.dtype.str}"] = flat.view(np.uint8).data

@@ -22,30 +22,20 @@ from model_store.store import (
     DEFAULT_ALIAS,
     AliasRecord,
     Entry,
-    OpenedVersion,
     Store,
     parse_ref,
 )
 from service import errors
+from service.additions import Added, Additions, Growing, NewItem, grows
+from service.assembly import Table, assemble, kind_of
 from service.caches import TableCache
-from service.errors import (
-    ActivationConflict,
-    BundleRejected,
-    CacheUnavailable,
-    Fault,
-    ServiceError,
-)
-from service.features import FeaturePlan
-from service.item_table import ItemTable
+from service.errors import ActivationConflict, BundleRejected, CacheUnavailable, Fault, ItemsRefused
 from service.metrics import Metrics
-from service.ranking import Ranking, check_golden
-from service.schemas import convert_rank
-from service.scorer import OrtScorer
+from service.ranking import Ranking
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "failed"]
 RETRY_S: Final = 30.0
-WARM_RUNS: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +110,7 @@ class Loader:
         refs: what to serve; nothing: each bundle of the store that has the alias prod.
         default: the model of requests that name none.
         tolerance: of the golden check.
+        max_fresh_items: most items that may be added to a version.
     """
 
     def __init__(
@@ -130,10 +121,12 @@ class Loader:
         refs: Sequence[str],
         default: str | None,
         tolerance: float,
+        max_fresh_items: int,
         metrics: Metrics,
     ) -> None:
         self._store, self._cache, self._refs = store, cache, refs
         self._default, self._tolerance, self._metrics = default, tolerance, metrics
+        self._additions = Additions(store, cache, max_fresh_items)
         self.slots: list[Slot] = []
         # What requests look up: name, name@alias, name@version. Replaced whole, never changed.
         self._served: Mapping[str | None, Ranking] = {}
@@ -233,12 +226,28 @@ class Loader:
 
     # -- following the store
 
-    async def sync(self) -> None:
-        """Take in what the store's aliases name now. Failures are logged and told, never raised."""
+    async def sync(self, *, ask_cache: bool = False) -> None:
+        """Take in what the store's aliases name now, and what was added to it.
+
+        Failures are logged and told, never raised.
+
+        Args:
+            ask_cache: whether additions may be there that the store does not show.
+        """
         for slot in self.slots:
             # Wait, do not pass by: what runs may have read the alias before it was moved.
             async with slot.lock:
                 await self._follow_alias(slot)
+                await self._catch_up(slot.ranking, ask_cache=ask_cache)
+
+    async def _catch_up(self, ranking: Ranking | None, *, ask_cache: bool) -> None:
+        if grows(ranking):
+            await self._additions.catch_up(ranking, ask_cache=ask_cache)
+            self._count_fresh(ranking)
+
+    def _count_fresh(self, ranking: Growing) -> None:
+        fresh = len(ranking.catalogue.fresh.placed)
+        self._metrics.fresh_items.labels(ranking.name).set(fresh)
 
     async def _follow_alias(self, slot: Slot) -> None:
         if slot.ranking is not None and not slot.follows:
@@ -298,10 +307,10 @@ class Loader:
             await self.sync()
 
     async def follow_cache(self) -> None:
-        """Sync when the cache says that something was activated, for ever."""
+        """Sync when the cache says that something changed, for ever."""
         async with aclosing(self._cache.watch()) as changes:
             async for _ in changes:
-                await self.sync()
+                await self.sync(ask_cache=True)
                 await self._refill()
 
     async def _refill(self) -> None:
@@ -328,33 +337,40 @@ class Loader:
         opened = await asyncio.to_thread(self._store.open, f"{name}@{version}")
         try:
             table = await self._table(opened.bundle)
-            ranking = await asyncio.to_thread(_assemble, opened, table, self._tolerance)
+            ranking = await asyncio.to_thread(assemble, opened, table, self._tolerance)
         except OSError as error:
             raise BundleRejected(f"it cannot be read: {error}") from error
+        # Before it serves: what was added to a version stays in it over a restart.
+        await self._catch_up(ranking, ask_cache=True)
         self._metrics.model_load_seconds.observe(time.perf_counter() - started)
         return ranking
 
-    async def _table(self, bundle: Bundle) -> ItemTable | None:
+    async def _table(self, bundle: Bundle) -> Table | None:
         """The catalogue: from the cache, else from the bundle, and then into the cache."""
-        if bundle.manifest.items is None:
+        manifest = bundle.manifest
+        if manifest.items is None and manifest.session is None:
             return None
+        kind = await asyncio.to_thread(kind_of, manifest)
         operations = self._metrics.cache_operations
         try:
             blobs = await self._cache.get(bundle.digest)
         except CacheUnavailable as error:
             operations.labels("error").inc()
             log.warning("cache away, loading from the bundle", reason=error.detail)
-            return await asyncio.to_thread(ItemTable.read, bundle)
-        cached = None if blobs is None else await asyncio.to_thread(ItemTable.unpack, blobs)
+            return await asyncio.to_thread(kind.read_table, bundle)
+        cached = (
+            None if blobs is None else await asyncio.to_thread(kind.unpack_table, bundle, blobs)
+        )
         operations.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
             return cached
-        table = await asyncio.to_thread(ItemTable.read, bundle)
-        with suppress(CacheUnavailable):
-            await self._put(bundle.digest, table)
+        table = await asyncio.to_thread(kind.read_table, bundle)
+        if table is not None:
+            with suppress(CacheUnavailable):
+                await self._put(bundle.digest, table)
         return table
 
-    async def _put(self, digest: str, table: ItemTable) -> None:
+    async def _put(self, digest: str, table: Table) -> None:
         await self._cache.put(digest, await asyncio.to_thread(table.pack))
         self._metrics.cache_operations.labels("put").inc()
 
@@ -460,6 +476,32 @@ class Loader:
             await self._cache.announce(slot.name, ranking.version)
         return Activated(ranking, previous)
 
+    async def add_items(self, name: str, items: Sequence[NewItem]) -> tuple[Growing, Added]:
+        """Make items rankable that the version which serves does not know.
+
+        Raises:
+            ModelNotFound, ModelNotReady: there is no such model, or nothing serves.
+            ItemsRefused, InvalidRequest: as `Additions.add`.
+        """
+        slot = self.slot_of(name)
+        async with slot.lock:
+            ranking = slot.ranking
+            if ranking is None:
+                raise self._unserved(name)
+            if not grows(ranking):
+                raise ItemsRefused(
+                    f"{name} is a click-through ranker: send its new items' features to /rank"
+                )
+            added = await self._additions.add(ranking, items)
+            self._count_fresh(ranking)
+        for other in self.slots:
+            if other is not slot and other.ranking is not None and other.name == name:
+                async with other.lock:
+                    await self._catch_up(other.ranking, ask_cache=False)
+        with suppress(CacheUnavailable):  # the others poll the store as well
+            await self._cache.announce(ranking.name, ranking.version)
+        return ranking, added
+
     async def versions(self, name: str) -> list[Entry]:
         """All versions of a model in the store; nothing if the store is away."""
         try:
@@ -481,28 +523,3 @@ async def _claimed(slot: Slot) -> AsyncIterator[None]:
             yield
     finally:
         slot.activating = False
-
-
-def _assemble(opened: OpenedVersion, table: ItemTable | None, tolerance: float) -> Ranking:
-    """A ranking that reproduces its golden scores and has run warm."""
-    bundle, manifest = opened.bundle, opened.bundle.manifest
-    try:
-        scorer = OrtScorer(bundle.path(manifest.graph), manifest.inputs, manifest.outputs)
-        plan = FeaturePlan(manifest, bundle.encoders())
-        ranking = Ranking(
-            name=opened.name,
-            version=opened.version,
-            manifest=manifest,
-            digest=bundle.digest,
-            plan=plan,
-            table=table,
-            scorer=scorer,
-        )
-        cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]
-        for _ in range(WARM_RUNS):
-            if fault := check_golden(ranking, cases, tolerance):
-                raise BundleRejected(fault)
-    # A sealed bundle may still contradict itself in ways that only show when it is put together.
-    except (ServiceError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise BundleRejected(f"{error}") from error
-    return ranking

@@ -40,7 +40,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "slimrank_stage_seconds",
-            "Time of a stage of POST /rank: parse, queue, features, score, encode.",
+            "Time of a stage of a ranking: parse, queue, features, score, encode.",
             ["stage"],
             registry=registry,
             buckets=STAGE_SECONDS,
@@ -56,6 +56,13 @@ class Metrics:
             "Candidates that the catalogue does not know.",
             ["model"],
             registry=registry,
+        )
+        self.fresh_items = Gauge(
+            "slimrank_fresh_items",
+            "Items that were added to the version that a model serves.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.warnings = Counter(
             "slimrank_warnings", "Warnings given in replies, by code.", ["code"], registry=registry
@@ -98,8 +105,6 @@ class Metrics:
             registry=registry,
         )
         # Looked up once: labels() costs as much as observe().
-        self.rank_seconds = self.request_seconds.labels("/rank")
-        self.rank_ok = self.requests.labels("/rank", "200")
         self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
 
     def render(self) -> bytes:

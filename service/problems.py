@@ -31,6 +31,7 @@ PROBLEMS: Final[Mapping[type[Exception], Kind]] = {
     errors.VersionNotFound: Kind(404, "version_not_found"),
     errors.MethodNotAllowed: Kind(405, "method_not_allowed"),
     errors.ActivationConflict: Kind(409, "activation_conflict"),
+    errors.ItemsRefused: Kind(409, "items_refused"),
     errors.BodyTooLarge: Kind(413, "body_too_large"),
     errors.UnsupportedMediaType: Kind(415, "unsupported_media_type"),
     errors.InvalidRequest: Kind(422, "invalid_request"),

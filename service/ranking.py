@@ -1,29 +1,26 @@
-"""Ranking: a request in, an order out. The middle of the service; it knows no HTTP and no store."""
+"""Ranking: a request in, an order out. The middle of the service; it knows no HTTP and no store.
 
-from collections.abc import Sequence
+What all kinds of rankers share is here; `click_ranking` and `session_ranking` are the kinds.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import BadValue
-from model_store.manifest import FeatureSpec, Manifest
-from service.candidates import (
-    NO_FEATURES,
-    NO_LIMITS,
-    Candidates,
-    Columns,
-    ItemFeatures,
-    Limits,
-    check_session,
-    read_candidates,
-)
+from model_store.manifest import Manifest
+from service.candidates import NO_FEATURES, NO_LIMITS, Candidates, Limits
 from service.errors import Warned
-from service.features import FeaturePlan, Tensors, refused
-from service.item_table import ItemTable
-from service.schemas import Features, RankRequest
-from service.scorer import OrtScorer
+from service.features import undeclared
+from service.schemas import Features, RankRequest, RecommendRequest
+
+Request = RankRequest | RecommendRequest
+Scores = NDArray[np.float32]
+Explained = dict[str, dict[str, Any]]  # feature → its value and where it came from
+RECOMMENDED: Final = 50  # items of /recommend, where the request does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,51 +29,55 @@ class Prepared:
 
     Attributes:
         ids: the candidates to score, in input order.
-        feeds: graph input → tensor.
         cold: positions in ``ids`` of items that the catalogue does not know.
-        columns: what the request brought, by item feature, in the order of ``ids``.
-        rows: the candidates' rows in the item table; None without one.
+        top_k: how many to answer; None for all.
+        method: how items were found, where the request did not bring them.
     """
 
     ids: list[str]
-    feeds: Tensors
     cold: frozenset[int]
-    columns: Columns
-    rows: NDArray[np.intp] | None
     excluded: list[dict[str, Any]]
     warnings: list[Warned]
+    top_k: int | None
+    method: Literal["exact"] | None
 
 
-class Ranking:
-    """Ranks candidates with one version of a ranker.
+class Ranked(NamedTuple):
+    """What is answered, best first.
+
+    Attributes:
+        places: positions in ``Prepared.ids``; none where the ranking found the items itself.
+    """
+
+    ids: list[str]
+    scores: Scores
+    places: list[int]
+
+
+class Ranking(ABC):
+    """Ranks with one version of a ranker.
 
     Attributes:
         name: what it is served under; the manifest has the name it was built under.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        version: str,
-        manifest: Manifest,
-        digest: str,
-        plan: FeaturePlan,
-        table: ItemTable | None,
-        scorer: OrtScorer,
-    ) -> None:
+    def __init__(self, name: str, version: str, manifest: Manifest, digest: str) -> None:
         self.name, self.version = name, version
         self.manifest, self.digest = manifest, digest
         self.flops_per_candidate = manifest.flops
-        self.table = table
-        self._plan, self._scorer = plan, scorer
-        self._item_features = ItemFeatures(plan.declared["item"], plan.item_encoders.keys())
+        self._features = {spec.name: spec for spec in manifest.features}
 
     @property
+    @abstractmethod
+    def table(self) -> Any:
+        """The catalogue, as a cache can keep it; None without one."""
+
+    @property
+    @abstractmethod
     def items(self) -> int:
         """Items in the catalogue."""
-        return 0 if self.table is None else len(self.table)
 
+    @abstractmethod
     def prepare(self, request: RankRequest, limits: Limits) -> Prepared:
         """Check a request and fill the graph's inputs.
 
@@ -85,176 +86,143 @@ class Ranking:
             TooManyCandidates: more than the limit.
             UnknownItem: a candidate is unknown and the caller asked to refuse such ones.
         """
-        candidates = read_candidates(request, limits, self._item_features)
-        warnings = check_session(request, limits)
-        if (first := candidates.first_of_each()) is not None:
-            given = len(candidates.ids)
-            repeated = given - len(first)
-            detail = f"{repeated} of {given} candidates repeat an id; the first of each counts"
-            warnings.append(Warned("duplicate_candidates", detail, repeated))
-            candidates = candidates.only(first)
-        rows, unknown = self._look_up(candidates.ids)
-        excluded: list[dict[str, Any]] = []
-        if unknown and request.unknown_items == "reject":
-            raise candidates.unknown(unknown)
-        if unknown and request.unknown_items == "drop":
-            excluded = [{"id": candidates.ids[i], "reason": "unknown_item"} for i in unknown]
-            dropped = frozenset(unknown)
-            kept = [i for i in range(len(candidates.ids)) if i not in dropped]
-            candidates, unknown = candidates.only(kept), []
-            rows = None if rows is None else rows[kept]
-        feeds = self._candidate_side(candidates, rows, unknown)
-        user, context = request.user or NO_FEATURES, request.context or NO_FEATURES
-        feeds |= self._plan.request(user, context)
-        warnings += self._plan.undeclared("user", _given(user))
-        warnings += self._plan.undeclared("context", _given(context))
-        warnings += self._plan.undeclared("item", candidates.undeclared)
-        return Prepared(
-            ids=candidates.ids,
-            feeds=feeds,
-            cold=frozenset(unknown),
-            columns=candidates.columns,
-            rows=rows,
-            excluded=excluded,
-            warnings=warnings,
-        )
 
-    def _look_up(self, ids: Sequence[str]) -> tuple[NDArray[np.intp] | None, list[int]]:
-        """The candidates' rows in the item table, if there is one, and who is unknown."""
-        if self.table is not None:
-            rows = self.table.rows(ids)
-            return rows, np.flatnonzero(rows < 0).tolist()
-        known = self._plan.known(ids)
-        # A bundle without any catalogue cannot call an item unknown.
-        return None, [] if known is None else np.flatnonzero(~known).tolist()
+    @abstractmethod
+    def prepare_best(self, request: RecommendRequest, limits: Limits) -> Prepared:
+        """The same for the whole catalogue instead of candidates.
 
-    def _candidate_side(
-        self, candidates: Candidates, rows: NDArray[np.intp] | None, unknown: Sequence[int]
-    ) -> Tensors:
-        plan, ids = self._plan, candidates.ids
-        if self.table is not None and rows is not None:
-            feeds, unstored = self.table.gather(rows, plan.defaults), unknown
-        else:
-            feeds = {name: np.tile(row, (len(ids), 1)) for name, row in plan.defaults.items()}
-            unstored = range(len(ids))
-        if plan.item_id is not None and unstored:
-            plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], unstored)
-        for name, column in candidates.columns.items():
-            self._overlay(feeds, name, column, candidates)
-        return feeds
+        Raises:
+            InvalidRequest: a value, an id or a length is wrong, or there is no catalogue.
+            TooManyCandidates: the catalogue is larger than this ranker can score at once.
+        """
 
-    def _overlay(
-        self, feeds: Tensors, name: str, column: Sequence[Any], candidates: Candidates
-    ) -> None:
-        """Lay what a request brought of a feature over the tensors; null is not brought."""
-        at: list[int] | None = None
-        if None in column:
-            at = [i for i, value in enumerate(column) if value is not None]
-            column = [column[i] for i in at]
-        if not column:
-            return
-        try:
-            self._plan.overlay(feeds, name, column, at)
-        except BadValue as error:
-            position = error.index if at is None else at[error.index]
-            raise refused(candidates.pointer(position, name), error) from None
-
-    def score(self, prepared: Prepared) -> NDArray[np.float32]:
+    @abstractmethod
+    def score(self, prepared: Any) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``.
 
         Raises:
             BadScores: the graph failed, or answered with no number.
         """
-        if not prepared.ids:
-            return np.empty(0, dtype=np.float32)
-        return self._scorer.score(prepared.feeds, len(prepared.ids))
 
-    def answer(
-        self, request: RankRequest, prepared: Prepared, scores: NDArray[np.float32]
-    ) -> dict[str, Any]:
-        """The ranked part of the reply. The order is total: score descending, then input order."""
-        order = np.argsort(-scores, kind="stable")
-        if request.top_k is not None:
-            order = order[: request.top_k]
+    def flops(self, prepared: Prepared) -> int:
+        """What ranking is predicted to cost."""
+        return len(prepared.ids) * self.flops_per_candidate
+
+    def rank(self, prepared: Any) -> Ranked:
+        """The best candidates. The order is total: score descending, then input order.
+
+        Raises:
+            BadScores: the graph failed, or answered with no number.
+        """
+        scores = self.score(prepared)
+        order = np.argsort(-scores, kind="stable")[: prepared.top_k]
         places = order.tolist()
-        ids = [prepared.ids[i] for i in places]
-        ranked = scores[order]
-        columns = request.shape == "columns"
+        return Ranked([prepared.ids[i] for i in places], scores[order], places)
+
+    def answer(self, request: Request, prepared: Prepared, ranked: Ranked) -> dict[str, Any]:
+        """The ranked part of the reply."""
         body: dict[str, Any] = {"model": self.name, "version": self.version, "digest": self.digest}
-        if columns:
-            body["ids"], body["scores"] = ids, ranked
+        if prepared.method is not None:
+            body["method"] = prepared.method
+        if request.shape == "columns":
+            body["ids"], body["scores"] = ranked.ids, ranked.scores
             if prepared.cold:
-                body["cold"] = [i in prepared.cold for i in places]
+                body["cold"] = [place in prepared.cold for place in ranked.places]
         else:
-            items: list[dict[str, Any]] = [
-                {"id": item, "score": score} for item, score in zip(ids, list(ranked), strict=True)
-            ]
-            if prepared.cold:
-                for item, place in zip(items, places, strict=True):
-                    if place in prepared.cold:
-                        item["cold"] = True
-            body["items"] = items
-        if request.explain == "features":
-            self._explain(body, request, prepared, places)
+            body["items"] = _items(prepared, ranked)
+        if isinstance(request, RankRequest) and request.explain == "features":
+            body["request_features"], of_items = self.features_used(
+                request, prepared, ranked.places
+            )
+            if request.shape == "columns":
+                body["features"] = of_items
+            else:
+                for item, features in zip(body["items"], of_items, strict=True):
+                    item["features"] = features
         body["excluded"] = prepared.excluded
         body["warnings"] = [
             {"code": w.code, "detail": w.detail, "count": w.count} for w in prepared.warnings
         ]
         return body
 
-    def _explain(
+    def features_used(
         self,
-        body: dict[str, Any],
-        request: RankRequest,
-        prepared: Prepared,
+        request: RankRequest,  # noqa: ARG002  rankers with features use all three
+        prepared: Any,  # noqa: ARG002
         places: Sequence[int],
-    ) -> None:
-        """Add the value of every feature that was used, and where it came from."""
-        sides = {"user": request.user or NO_FEATURES, "context": request.context or NO_FEATURES}
-        specs = [spec for spec in self.manifest.features if spec.name in self._plan.encoders]
-        body["request_features"] = {
-            spec.name: _explained(spec, sides[spec.side].get(spec.name), None)
-            for spec in specs
-            if spec.side != "item"
-        }
-        per_item = [
-            {
-                spec.name: self._explained_item(spec, prepared, place)
-                for spec in specs
-                if spec.side == "item"
-            }
-            for place in places
-        ]
-        if request.shape == "columns":
-            body["features"] = per_item
-        else:
-            for item, features in zip(body["items"], per_item, strict=True):
-                item["features"] = features
+    ) -> tuple[Explained, list[Explained]]:
+        """The features of the request side, and of each item, with value and source."""
+        return {}, [{} for _ in places]
 
-    def _explained_item(self, spec: FeatureSpec, prepared: Prepared, place: int) -> dict[str, Any]:
-        column = prepared.columns.get(spec.name)
-        brought = None if column is None else column[place]
-        stored: Any = None
-        if self.table is not None and self.table.values and prepared.rows is not None:
-            row = int(prepared.rows[place])
-            values = self.table.values.get(spec.name)
-            stored = None if values is None or row < 0 else values[row]
-        if brought is None and stored is None and spec.name == self.manifest.item_id:
-            return {"value": prepared.ids[place], "source": "request"}
-        return _explained(spec, brought, stored)
+    def _undeclared(self, request: Request, of_items: Mapping[str, int]) -> list[Warned]:
+        """Warnings of the features that a request brings and the bundle does not know."""
+        warnings = undeclared(self._features, "user", _given(request.user))
+        warnings += undeclared(self._features, "context", _given(request.context))
+        return warnings + undeclared(self._features, "item", of_items)
 
 
-def _given(side: Features) -> dict[str, int]:
+def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
+    # A list of numpy's numbers: orjson writes them as the float32 that they are.
+    items: list[dict[str, Any]] = [
+        {"id": item, "score": score}
+        for item, score in zip(ranked.ids, list(ranked.scores), strict=True)
+    ]
+    if prepared.cold:
+        for item, place in zip(items, ranked.places, strict=True):
+            if place in prepared.cold:
+                item["cold"] = True
+    return items
+
+
+def _given(side: Features | None) -> dict[str, int]:
     """The features of the request side that came with a value: once each."""
-    return {name: 1 for name, value in side.items() if value is not None}
+    return {name: 1 for name, value in (side or NO_FEATURES).items() if value is not None}
 
 
-def _explained(spec: FeatureSpec, brought: Any, stored: Any) -> dict[str, Any]:
-    if brought is not None:
-        return {"value": brought, "source": "request"}
-    if stored is not None:
-        return {"value": stored, "source": "store"}
-    return {"value": spec.encoding.default, "source": "default"}
+def without_repeats(candidates: Candidates) -> tuple[Candidates, list[Warned]]:
+    """The first candidate of each id, and a warning if there were others."""
+    first = candidates.first_of_each()
+    if first is None:
+        return candidates, []
+    given = len(candidates.ids)
+    repeated = given - len(first)
+    detail = f"{repeated} of {given} candidates repeat an id; the first of each counts"
+    return candidates.only(first), [Warned("duplicate_candidates", detail, repeated)]
+
+
+class Sorted(NamedTuple):
+    """Candidates once it is clear what becomes of those that the catalogue does not know.
+
+    Attributes:
+        rows: the candidates' rows in the catalogue; None without one.
+        unknown: positions of the unknown ones that are scored.
+    """
+
+    candidates: Candidates
+    rows: NDArray[np.intp] | None
+    unknown: list[int]
+    excluded: list[dict[str, Any]]
+
+
+def sort_out(
+    candidates: Candidates,
+    rows: NDArray[np.intp] | None,
+    unknown: Sequence[int],
+    policy: Literal["score", "drop", "reject"] | None,
+) -> Sorted:
+    """Score, drop or refuse the candidates that the catalogue does not know.
+
+    Raises:
+        UnknownItem: they are to be refused.
+    """
+    if unknown and policy == "reject":
+        raise candidates.unknown(unknown)
+    if not unknown or policy != "drop":
+        return Sorted(candidates, rows, [*unknown], [])
+    excluded = [{"id": candidates.ids[i], "reason": "unknown_item"} for i in unknown]
+    dropped = frozenset(unknown)
+    kept = [i for i in range(len(candidates.ids)) if i not in dropped]
+    return Sorted(candidates.only(kept), None if rows is None else rows[kept], [], excluded)
 
 
 def check_golden(

@@ -1,6 +1,6 @@
-"""Wire types of POST /rank: parsed and validated once, from bytes, with no logic."""
+"""Wire types of POST /rank and /recommend: parsed and validated once, from bytes, with no logic."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -9,6 +9,16 @@ from service.errors import Fault, InvalidRequest, MalformedJson
 
 Id = str | int | float
 Features = dict[str, Any]
+Shape = Literal["items", "columns"]
+TopK = Annotated[int, Meta(ge=1)]
+WarningCode = Literal[
+    "duplicate_candidates",
+    "session_truncated",
+    "undeclared_feature",
+    "unknown_session_items",
+    "unused_session_items",
+]
+T = TypeVar("T")
 
 
 class CandidateRow(Struct, gc=False, forbid_unknown_fields=True):
@@ -38,10 +48,26 @@ class RankRequest(Struct, gc=False, forbid_unknown_fields=True):
     user: Features | None = None
     context: Features | None = None
     session_items: list[Id] | None = None
-    top_k: Annotated[int, Meta(ge=1)] | None = None
+    top_k: TopK | None = None
     unknown_items: Literal["score", "drop", "reject"] | None = None
     explain: Literal["none", "features"] | None = None
-    shape: Literal["items", "columns"] | None = None
+    shape: Shape | None = None
+
+
+class RecommendRequest(Struct, gc=False, forbid_unknown_fields=True):
+    """Asks for the best of the whole catalogue, after a session or for a user in a context.
+
+    A null means the same as leaving the key out.
+    """
+
+    id: Id | None = None
+    model: str | None = None
+    user: Features | None = None
+    context: Features | None = None
+    session_items: list[Id] | None = None
+    top_k: TopK | None = None
+    exclude: list[Id] | None = None
+    shape: Shape | None = None
 
 
 class ExplainedValue(Struct):
@@ -70,7 +96,7 @@ class ExcludedItem(Struct):
 class RankWarning(Struct):
     """Something in the request that had no effect, and how often it came."""
 
-    code: Literal["duplicate_candidates", "undeclared_feature", "unused_session_items"]
+    code: WarningCode
     detail: str
     count: int
 
@@ -96,7 +122,27 @@ class RankReply(Struct, omit_defaults=True):
     features: list[dict[str, ExplainedValue]] | None = None
 
 
-_DECODER: Final = msgspec.json.Decoder(RankRequest)
+class RecommendReply(Struct, omit_defaults=True):
+    """The reply of POST /recommend: that of /rank, and how the items were found.
+
+    `exact`: no item of the catalogue that is left out scores higher.
+    """
+
+    id: str
+    model: str
+    version: str
+    digest: str
+    method: Literal["exact"]
+    excluded: list[ExcludedItem]
+    warnings: list[RankWarning]
+    timing_ms: dict[Literal["total", "parse", "features", "score"], float]
+    items: list[RankedItem] | None = None
+    ids: list[str] | None = None
+    scores: list[float] | None = None
+
+
+_RANK: Final = msgspec.json.Decoder(RankRequest)
+_RECOMMEND: Final = msgspec.json.Decoder(RecommendRequest)
 
 
 def parse_rank(body: bytes | bytearray) -> RankRequest:
@@ -106,8 +152,21 @@ def parse_rank(body: bytes | bytearray) -> RankRequest:
         MalformedJson: it is not JSON (NaN and Infinity are not).
         InvalidRequest: it is, but of another shape; the fault says where.
     """
+    return _parsed(_RANK, body)
+
+
+def parse_recommend(body: bytes | bytearray) -> RecommendRequest:
+    """Parse the body of POST /recommend.
+
+    Raises:
+        MalformedJson, InvalidRequest: as `parse_rank`.
+    """
+    return _parsed(_RECOMMEND, body)
+
+
+def _parsed(decoder: msgspec.json.Decoder[T], body: bytes | bytearray) -> T:
     try:
-        return _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         _require_json(body)
         raise _invalid(str(error)) from None

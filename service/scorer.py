@@ -1,8 +1,8 @@
 """The scorer: one ONNX Runtime session, shared by all threads of the process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -25,8 +25,8 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
 )
 
 
-class OrtScorer:
-    """Scores candidates with a graph. `Run` may be called from several threads at once."""
+class OrtGraph:
+    """A graph, ready to run. `Run` may be called from several threads at once."""
 
     def __init__(
         self, graph: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -43,7 +43,7 @@ class OrtScorer:
             )
         except ORT_ERRORS as error:
             raise BundleRejected(f"the graph cannot be loaded: {_line(error)}") from None
-        self._outputs = [outputs[0].name]
+        self._outputs = [spec.name for spec in outputs]
         asked = {spec.name for spec in self._session.get_inputs()}
         declared = {spec.name for spec in inputs}
         if asked != declared:
@@ -51,22 +51,101 @@ class OrtScorer:
                 f"the graph takes {sorted(asked)}, the manifest declares {sorted(declared)}"
             )
 
+    def run(self, feeds: Mapping[Any, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The declared outputs.
+
+        Raises:
+            BadScores: the graph failed.
+        """
+        try:
+            found: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
+        except ORT_ERRORS as error:
+            raise BadScores(f"the graph failed: {_line(error)}") from None
+        return found
+
+
+class OrtScorer:
+    """Scores candidates with a graph."""
+
+    def __init__(
+        self, graph: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self._graph = OrtGraph(graph, inputs, outputs[:1])
+
     def score(self, feeds: Tensors, candidates: int) -> NDArray[np.float32]:
         """(N,) scores.
 
         Raises:
             BadScores: the graph failed, or a score is not a finite number.
         """
-        try:
-            scores: NDArray[np.float32] = self._session.run(self._outputs, feeds)[0].reshape(-1)
-        except ORT_ERRORS as error:
-            raise BadScores(f"the graph failed: {_line(error)}") from None
+        scores: NDArray[np.float32] = self._graph.run(feeds)[0].reshape(-1)
         if scores.shape[0] != candidates:
             # All candidate features were pruned: one score holds for all of them.
             scores = np.broadcast_to(scores, (candidates,))
-        if not np.isfinite(scores).all():
-            raise BadScores("the graph answered with a score that is not a finite number")
+        require_finite(scores)
         return scores
+
+
+class Ways(NamedTuple):
+    """What a session ranker's graph says of a session; None for what it has no output for.
+
+    Attributes:
+        query: (dim,), to be multiplied with the items' vectors.
+        repeat: (L,) log weights of the session's own items.
+        follow: (L,) log weights of what follows them.
+    """
+
+    query: NDArray[np.float32] | None
+    repeat: NDArray[np.float32] | None
+    follow: NDArray[np.float32] | None
+
+
+class OrtEncoder:
+    """Encodes sessions with a graph."""
+
+    def __init__(
+        self, graph: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self._names = [spec.name for spec in outputs]
+        if not self._names or not set(Ways._fields).issuperset(self._names):
+            raise BundleRejected(
+                f"the manifest declares the outputs {self._names}, a session ranker has some of "
+                f"{', '.join(Ways._fields)}"
+            )
+        self._graph = OrtGraph(graph, inputs, outputs)
+
+    def has(self, way: str) -> bool:
+        """Whether the graph has that output."""
+        return way in self._names
+
+    def encode(self, session: NDArray[np.float32]) -> Ways:
+        """What the graph says of the vectors (L, dim) of a session's items, oldest first.
+
+        Raises:
+            BadScores: the graph failed, or answered in other shapes or with no finite number.
+        """
+        length, dim = session.shape
+        outputs = self._graph.run({"session": session[None]})
+        found = dict(zip(self._names, outputs, strict=True))
+        for name, output in found.items():
+            expected = (1, dim if name == "query" else length)
+            if output.shape != expected or output.dtype != np.float32:
+                raise BadScores(
+                    f"the graph answered with {name} as {output.dtype}{[*output.shape]}, expected "
+                    f"float32{[*expected]}"
+                )
+            require_finite(output)
+        return Ways(*(found[way][0] if way in found else None for way in Ways._fields))
+
+
+def require_finite(numbers: NDArray[np.float32]) -> None:
+    """Let finite numbers pass.
+
+    Raises:
+        BadScores: one is not.
+    """
+    if not np.isfinite(numbers).all():
+        raise BadScores("the graph answered with a score that is not a finite number")
 
 
 def _line(error: Exception) -> str:

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     max_id_bytes: int = Field(
         default=256, ge=1, description="Longest id in bytes of UTF-8 (422 above)."
     )
+    max_fresh_items: int = Field(
+        default=10_000,
+        ge=0,
+        description="Most items that may be added to a version of a session ranker (409 above).",
+    )
     max_in_flight: int = Field(
         default=256,
         ge=1,

@@ -1,4 +1,4 @@
-"""What a cache is: item tables by bundle digest, and the signal that some model was activated."""
+"""What a cache is: item tables and fresh items by bundle digest, and the signal of changes."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
@@ -26,10 +26,11 @@ class CacheOptions:
 
 
 class TableCache(Protocol):
-    """Distributes item tables and activation signals. Never on the path of a request.
+    """Distributes item tables, fresh items and signals. Never on the path of a request.
 
     The store stays the truth: a cache that is away costs time at load and at activation, nothing
-    else. `get`, `has`, `put` and `announce` raise CacheUnavailable then.
+    else. All that ask it (`get`, `has`, `put`, `fresh`, `put_fresh`, `announce`) raise
+    CacheUnavailable then.
     """
 
     @property
@@ -49,12 +50,20 @@ class TableCache(Protocol):
         """Keep blobs under a digest."""
         ...
 
+    async def fresh(self, digest: str) -> Mapping[str, bytes]:
+        """The records of fresh items put under a digest, by id."""
+        ...
+
+    async def put_fresh(self, digest: str, records: Mapping[str, bytes]) -> None:
+        """Keep records of fresh items under a digest, beside those that are there."""
+        ...
+
     async def announce(self, model: str, version: str) -> None:
-        """Tell all who watch that a model has a new version."""
+        """Tell all who watch that a model has a new version, or a version new items."""
         ...
 
     def watch(self) -> AsyncGenerator[None]:
-        """Yields when some model may have a new version, or the cache came back.
+        """Yields when something may have been announced, or the cache came back.
 
         Yields once at the start. Yields may be spurious, but none is lost for good. Never ends.
         """

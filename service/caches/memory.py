@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 from service.caches.base import Blobs, CacheOptions
@@ -22,6 +22,7 @@ class MemoryCache:
         if url != "memory://":
             raise ValueError(f"expected memory://, got {url!r}")
         self._tables: OrderedDict[str, Blobs] = OrderedDict()
+        self._fresh: OrderedDict[str, dict[str, bytes]] = OrderedDict()
         self._activated = asyncio.Event()
         options.tell_up(self.up)
 
@@ -41,6 +42,17 @@ class MemoryCache:
         if len(self._tables) > KEPT:
             self._tables.popitem(last=False)
 
+    async def fresh(self, digest: str) -> Mapping[str, bytes]:
+        """The records of fresh items put under a digest, by id."""
+        return dict(self._fresh.get(digest, {}))
+
+    async def put_fresh(self, digest: str, records: Mapping[str, bytes]) -> None:
+        """Keep records of fresh items under a digest, beside those that are there."""
+        self._fresh.setdefault(digest, {}).update(records)
+        self._fresh.move_to_end(digest)
+        if len(self._fresh) > KEPT:
+            self._fresh.popitem(last=False)
+
     async def announce(self, model: str, version: str) -> None:  # noqa: ARG002  all wake
         """Wake those who watch."""
         self._activated.set()
@@ -55,3 +67,4 @@ class MemoryCache:
     async def close(self) -> None:
         """Forget everything."""
         self._tables.clear()
+        self._fresh.clear()

@@ -1,11 +1,12 @@
-"""Redis: distributes item tables between replicas and carries the activation signal.
+"""Redis: distributes item tables and fresh items between replicas, and carries the signal.
 
 Keys, ``<hex>`` being the bundle's digest (the braces keep a bundle's keys on one cluster node):
 
     slimrank:{<hex>}:manifest     JSON: blob → bytes, sha256, chunks. Written last
     slimrank:{<hex>}:<blob>:<i>   chunk i of a blob, up to 1 MiB
+    slimrank:{<hex>}:fresh        hash: id of a fresh item → its place in the journal, its record
     slimrank:active               hash: model → version activated last
-    slimrank:epoch                counter of activations: the pointer that watchers compare
+    slimrank:epoch                counter of changes: the pointer that watchers compare
     slimrank:activated            channel: a hint to look at the epoch now
 """
 
@@ -27,6 +28,8 @@ from service.errors import CacheUnavailable
 
 CHUNK_BYTES: Final = 1 << 20
 CHUNKS_A_READ: Final = 8
+FRESH: Final = "fresh"
+FRESH_A_READ: Final = 500
 FORMAT: Final = 1
 ACTIVE: Final = "slimrank:active"
 EPOCH: Final = "slimrank:epoch"
@@ -127,8 +130,26 @@ class RedisCache:
             body = msgspec.json.encode(Manifest(FORMAT, manifest))
             await self._client.set(_key(digest, "manifest"), body, ex=self._options.ttl_s)
 
+    async def fresh(self, digest: str) -> Mapping[str, bytes]:
+        """The records of fresh items put under a digest, by id."""
+        key = _key(digest, FRESH)
+        records: dict[str, bytes] = {}
+        with self._failures():
+            async for item, record in self._client.hscan_iter(key, count=FRESH_A_READ):
+                records[item.decode(errors="replace")] = record
+            await self._client.expire(key, self._options.ttl_s)
+        return records
+
+    async def put_fresh(self, digest: str, records: Mapping[str, bytes]) -> None:
+        """Keep records of fresh items under a digest, beside those that are there."""
+        key, items = _key(digest, FRESH), [*records.items()]
+        with self._failures():
+            for start in range(0, len(items), FRESH_A_READ):
+                await self._client.hset(key, mapping=dict(items[start : start + FRESH_A_READ]))
+            await self._client.expire(key, self._options.ttl_s)
+
     async def announce(self, model: str, version: str) -> None:
-        """Tell all who watch that a model has a new version."""
+        """Tell all who watch that a model has a new version, or a version new items."""
         with self._failures():
             pipe = self._client.pipeline(transaction=False)
             pipe.hset(ACTIVE, model, version)

@@ -1,16 +1,19 @@
 """GET /models, and the changes of what is served."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from model_store.manifest import Card, Kind, SessionCard, Side
+from model_store.manifest import Card, Kind, Manifest, SessionCard, Side
 from model_store.store import Entry
-from service.candidates import text_of
+from service.additions import NewItem, grows
+from service.candidates import Limits, text_of, texts
 from service.deps import Parts, PartsDep, requires, takes_json
+from service.errors import Fault, InvalidRequest
 from service.loader import Activated, Slot
 from service.problems import responses
+from service.ranking import Ranking
 
 router = APIRouter(tags=["models"])
 
@@ -34,6 +37,20 @@ class LimitsShown(BaseModel):
     body_bytes: int
     session_items: int
     id_bytes: int
+    fresh_items: int
+
+
+class SessionShown(BaseModel):
+    """What a session ranker takes, and how it keeps its items."""
+
+    length: int = Field(description="The newest so many known session items are taken.")
+    dim: int = Field(description="Numbers in an item's vector.")
+    table: Literal["dense", "int8", "codes", "factors"] | None = Field(
+        description="The form of the item vectors; null for a ranker without."
+    )
+    table_bytes: int = Field(description="What the item vectors take in memory, or map from disk.")
+    neighbours: bool = Field(description="Whether it weighs what followed what.")
+    fresh_items: int = Field(description="Items that were added to this version.")
 
 
 class Version(BaseModel):
@@ -58,6 +75,7 @@ class ModelSummary(BaseModel):
     activating: bool
     fault: str | None = Field(description="Why the version that the store names is not served.")
     loaded_at: str | None
+    items: int = Field(description="How many the catalogue holds, fresh ones too.")
 
 
 class Model(ModelSummary):
@@ -65,7 +83,7 @@ class Model(ModelSummary):
 
     scores: Literal["probability", "logit"] | None
     numerics: str | None
-    items: int
+    session: SessionShown | None = Field(description="Null for a click-through ranker.")
     inputs: list[InputFeature]
     kept: list[str]
     pruned: list[str]
@@ -86,12 +104,15 @@ def _text(given: Any) -> Any:
     return text_of(given) if type(given) in {int, float} else given
 
 
+# Not `str | int`: pydantic puts the branches of a union into the pointer.
+Id = Annotated[str, BeforeValidator(_text), Field(json_schema_extra={"type": ["string", "number"]})]
+
+
 class Activation(BaseModel):
     """Which version to serve."""
 
     model_config = ConfigDict(extra="forbid")
 
-    # Not `str | int`: pydantic puts the branches of a union into the pointer.
     version: Annotated[str, BeforeValidator(_text)] = Field(
         description="A version of the store, or an alias.",
         json_schema_extra={"type": ["string", "integer"]},
@@ -105,6 +126,41 @@ class ActivationReply(BaseModel):
     version: str
     digest: str
     previous: str | None
+
+
+class FreshItem(BaseModel):
+    """An item to add: by known items that were seen with it, or by its vector."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Id
+    seen_with: list[Id] | None = None
+    vector: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.seen_with is None) == (self.vector is None):
+            raise ValueError("expected either seen_with or vector")
+        return self
+
+
+class FreshItems(BaseModel):
+    """Items to add."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[FreshItem] = Field(min_length=1)
+
+
+class FreshReply(BaseModel):
+    """What was added to which version, and how many fresh items it has now."""
+
+    name: str
+    version: str
+    digest: str
+    added: int
+    updated: int
+    fresh_items: int
 
 
 @router.get(
@@ -148,6 +204,49 @@ async def rollback(name: str, parts: PartsDep) -> ActivationReply:
     return _reply(await parts.loader.rollback(name))
 
 
+@router.post(
+    "/models/{name}/items",
+    responses=responses(400, 401, 403, 404, 409, 422, 503),
+    dependencies=[Depends(requires("admin")), Depends(takes_json)],
+)
+async def add_items(name: str, body: FreshItems, parts: PartsDep) -> FreshReply:
+    """Make items rankable that the version which serves does not know."""
+    parts.drain.check()
+    items = _new_items(body, parts.limits)
+    ranking, done = await parts.loader.add_items(name, items)
+    return FreshReply(
+        name=ranking.name,
+        version=ranking.version,
+        digest=ranking.digest,
+        added=done.added,
+        updated=done.updated,
+        fresh_items=done.fresh,
+    )
+
+
+def _new_items(body: FreshItems, limits: Limits) -> list[NewItem]:
+    """The items of a body within the limits.
+
+    Raises:
+        InvalidRequest: too many items, too many seen with one, or an id is too long.
+    """
+    _check_count(len(body.items), limits.candidates, "/items")
+    ids = texts([item.id for item in body.items], "/items/{}/id", limits)
+    found = []
+    for number, (item_id, item) in enumerate(zip(ids, body.items, strict=True)):
+        if item.seen_with is not None:
+            where = f"/items/{number}/seen_with"
+            _check_count(len(item.seen_with), limits.session_items, where)
+            texts(item.seen_with, f"{where}/{{}}", limits)
+        found.append(NewItem(item_id, item.seen_with, item.vector))
+    return found
+
+
+def _check_count(count: int, limit: int, pointer: str) -> None:
+    if count > limit:
+        raise InvalidRequest(f"{count} ids, limit {limit}", [Fault(pointer, f"{count} > {limit}")])
+
+
 def _reply(done: Activated) -> ActivationReply:
     return ActivationReply(
         name=done.ranking.name,
@@ -169,6 +268,7 @@ def _summary(slot: Slot, parts: Parts) -> ModelSummary:
         activating=slot.activating,
         fault=slot.fault,
         loaded_at=slot.loaded_at.isoformat(timespec="seconds") if slot.loaded_at else None,
+        items=ranking.items if ranking else 0,
     )
 
 
@@ -180,7 +280,7 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
         **_summary(slot, parts).model_dump(),
         scores=manifest.scores if manifest else None,
         numerics=manifest.numerics if manifest else None,
-        items=slot.ranking.items if slot.ranking else 0,
+        session=_session(slot.ranking, manifest) if manifest else None,
         inputs=[
             InputFeature(
                 name=spec.name,
@@ -198,6 +298,7 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
             body_bytes=settings.max_body_bytes,
             session_items=settings.max_session_items,
             id_bytes=settings.max_id_bytes,
+            fresh_items=settings.max_fresh_items,
         ),
         flops_per_candidate=slot.ranking.flops_per_candidate if slot.ranking else None,
         card=manifest.card if manifest else None,
@@ -211,4 +312,18 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
             )
             for entry in entries
         ],
+    )
+
+
+def _session(ranking: Ranking | None, manifest: Manifest) -> SessionShown | None:
+    spec = manifest.session
+    if spec is None or not grows(ranking):
+        return None
+    return SessionShown(
+        length=spec.length,
+        dim=spec.dim,
+        table=None if spec.vectors is None else spec.vectors.type,
+        table_bytes=ranking.catalogue.nbytes,
+        neighbours=spec.neighbours is not None,
+        fresh_items=len(ranking.catalogue.fresh.placed),
     )

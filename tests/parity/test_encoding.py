@@ -20,9 +20,10 @@ from compress.progress import Silent
 from compress.rankers import RANKERS
 from model_store.bundle import Bundle
 from model_store.manifest import Card, Resources
+from service.click_ranking import ClickRanking
 from service.features import FeaturePlan
 from service.item_table import ItemTable
-from service.ranking import NO_LIMITS, Ranking, check_golden
+from service.ranking import NO_LIMITS, check_golden
 from service.schemas import convert_rank
 from service.scorer import OrtScorer
 
@@ -47,10 +48,10 @@ def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="module")
-def ranking(bundle: Bundle) -> Ranking:
+def ranking(bundle: Bundle) -> ClickRanking:
     """The bundle as the service holds it."""
     manifest = bundle.manifest
-    return Ranking(
+    return ClickRanking(
         name=manifest.name,
         manifest=manifest,
         digest=bundle.digest,
@@ -86,7 +87,7 @@ def request_of(row: dict[str, Any], dataset: Dataset, *, joined: bool) -> dict[s
 
 @pytest.mark.parametrize("joined", [False, True], ids=["brought", "joined"])
 def test_a_request_fills_the_tensors_that_training_read(
-    dataset: Dataset, ranking: Ranking, joined: bool
+    dataset: Dataset, ranking: ClickRanking, joined: bool
 ):
     """Byte for byte the same, whether item features are brought or joined by id."""
     for row, i, batch in rows_of(dataset):
@@ -98,7 +99,9 @@ def test_a_request_fills_the_tensors_that_training_read(
             np.testing.assert_array_equal(feeds[name][0], getattr(batch, name)[i], err_msg=name)
 
 
-def test_golden_requests_reproduce_their_scores_in_the_service(bundle: Bundle, ranking: Ranking):
+def test_golden_requests_reproduce_their_scores_in_the_service(
+    bundle: Bundle, ranking: ClickRanking
+):
     """Scores that torch gave at export come out of the service's own path."""
     cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]
 

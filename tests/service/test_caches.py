@@ -4,15 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model_store.store import Store
 from service.caches import CACHES, CacheOptions, TableCache, UnknownCache, open_cache
 from service.caches.memory import KEPT
 from service.caches.redis import CHUNK_BYTES
 from service.errors import CacheUnavailable
 from tests.service.conftest import Serve, until
+from tests.service.sessions import FORMS, World
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +78,20 @@ async def test_views_may_be_put(url: str) -> None:
         assert bytes((await cache.get(ONE) or {})["a"]) == b"abc"
 
 
+async def test_fresh_items_are_kept_by_digest(url: str) -> None:
+    """Beside those that are there; the later record of an item replaces the one before."""
+    many = {f"é{number}": b"%d" % number for number in range(1200)}
+    async with opened(url) as cache:
+        assert await cache.fresh(ONE) == {}
+        await cache.put_fresh(ONE, {"a": b"1", "b": b"2"})
+        await cache.put_fresh(ONE, {"b": b"3"})
+        await cache.put_fresh(TWO, many)
+
+        assert await cache.fresh(ONE) == {"a": b"1", "b": b"3"}
+        assert await cache.fresh(TWO) == many
+        assert not await cache.has(ONE)
+
+
 async def test_watching_wakes_at_the_start_and_on_every_activation(url: str) -> None:
     """No announcement is lost to who watches."""
     async with opened(url) as cache, aclosing(cache.watch()) as changes, asyncio.timeout(20):
@@ -105,11 +122,15 @@ async def test_memory_keeps_the_last_few_bundles() -> None:
     async with opened("memory://") as cache:
         for number in range(KEPT):
             await cache.put(f"sha256:{number}", {})
+            await cache.put_fresh(f"sha256:{number}", {"a": b"1"})
         await cache.get("sha256:0")
         await cache.put("sha256:new", {})
+        await cache.put_fresh("sha256:new", {"a": b"1"})
 
         assert await cache.has("sha256:0")
         assert not await cache.has("sha256:1")
+        assert await cache.fresh("sha256:0") == {}
+        assert await cache.fresh("sha256:1") == {"a": b"1"}
 
 
 @pytest.mark.parametrize("harm", ["chunk", "manifest", "format", "lost"])
@@ -173,29 +194,16 @@ async def test_a_table_in_redis_is_read_up_to_its_first_gap(empty_redis: Any) ->
         assert await cache.get(ONE) is None
 
 
-async def test_the_service_replaces_a_manifest_that_makes_no_sense(
-    serve: Serve, empty_redis: Any, store: Any
-) -> None:
-    """It starts, activates, and leaves tables that the next one finds."""
-    keys = [f"slimrank:{{{store.open(f'ctr@{v}').bundle.digest[7:]}}}:manifest" for v in ("1", "2")]
-    with empty_redis.client() as redis:
-        for key in keys:
-            redis.set(key, b'{"format": 1, "blobs": {"ids": 3}}')
-        async with serve(cache=empty_redis.url) as client:
-            activated = await client.post("/models/ctr/activate", json={"version": "2"})
-
-        assert activated.status_code == 200
-        assert all(b"sha256" in redis.get(key) for key in keys)
-
-
 async def test_tables_in_redis_expire_unless_they_are_used(empty_redis: Any) -> None:
     """Every key has a time to live, renewed on each read."""
     async with opened(empty_redis.url) as cache:
         await cache.put(ONE, {"a": b"x"})
+        await cache.put_fresh(ONE, {"a": b"x"})
         with empty_redis.client() as client:
             for key in client.keys("slimrank:*"):
                 client.expire(key, 5)
             await cache.get(ONE)
+            await cache.fresh(ONE)
 
             assert {client.ttl(key) > 5 for key in client.keys("slimrank:*")} == {True}
 
@@ -207,6 +215,8 @@ async def test_redis_away_is_told_by_every_operation(free_port: int) -> None:
             cache.get(ONE),
             cache.has(ONE),
             cache.put(ONE, {}),
+            cache.fresh(ONE),
+            cache.put_fresh(ONE, {"a": b""}),
             cache.announce("m", "1"),
         ):
             with pytest.raises(CacheUnavailable):
@@ -232,30 +242,70 @@ async def test_watching_survives_an_outage(empty_redis: Any) -> None:
         assert cache.up
 
 
-async def test_the_service_fills_redis_and_loads_from_it(serve: Serve, empty_redis: Any) -> None:
+@pytest.fixture(params=["ctr", "8 bits", "4 bits", "dense"])
+def model(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> str:
+    """A click-through ranker, or a session ranker over vectors of some form; two versions."""
+    if request.param == "ctr":
+        return "ctr"
+    for number in (1, 2):
+        world = World(FORMS[request.param](), start=(float(number), 0.0, 0.0, 0.0))
+        store.publish(world.write(tmp_path / f"{number}").root, "session")
+    store.set_alias("session", "prod", "1")
+    return "session"
+
+
+async def test_the_service_fills_redis_and_loads_from_it(
+    serve: Serve, empty_redis: Any, model: str
+) -> None:
     """The first replica misses and puts; the second one hits, and ranks the same."""
-    async with serve(cache=empty_redis.url) as client:
-        first = (await client.rank(["i1", "x"])).json()["items"]
+    body = {"session_items": ["i3", "i4"]}
+    async with serve(cache=empty_redis.url, models=(model,)) as client:
+        first = (await client.rank(["i1", "x"], **body)).json()["items"]
         filled = (await client.get("/metrics")).text
-    async with serve(cache=empty_redis.url) as client:
-        second = (await client.rank(["i1", "x"], explain="features")).json()["items"]
+    async with serve(cache=empty_redis.url, models=(model,)) as client:
+        second = (await client.rank(["i1", "x"], **body)).json()["items"]
         loaded = (await client.get("/metrics")).text
 
     assert 'slimrank_cache_operations_total{outcome="miss"} 1.0' in filled
     assert 'slimrank_cache_operations_total{outcome="put"} 1.0' in filled
     assert 'slimrank_cache_operations_total{outcome="hit"} 1.0' in loaded
-    assert [(i["id"], i["score"]) for i in first] == [(i["id"], i["score"]) for i in second]
-    assert second[0]["features"]["price"] == {"value": 1.0, "source": "store"}
+    assert first == second
+
+
+async def test_raw_values_come_from_redis_as_well(serve: Serve, empty_redis: Any) -> None:
+    """For explaining."""
+    async with serve(cache=empty_redis.url):
+        pass
+    async with serve(cache=empty_redis.url) as client:
+        body = (await client.rank(["i1"], explain="features")).json()
+
+    assert body["items"][0]["features"]["price"] == {"value": 1.0, "source": "store"}
+
+
+async def test_the_service_replaces_a_manifest_that_makes_no_sense(
+    serve: Serve, empty_redis: Any, store: Store, model: str
+) -> None:
+    """It starts, activates, and leaves tables that the next one finds."""
+    digests = [store.open(f"{model}@{version}").bundle.digest[7:] for version in ("1", "2")]
+    keys = [f"slimrank:{{{digest}}}:manifest" for digest in digests]
+    with empty_redis.client() as redis:
+        for key in keys:
+            redis.set(key, b'{"format": 1, "blobs": {"ids": 3}}')
+        async with serve(cache=empty_redis.url, models=(model,)) as client:
+            activated = await client.post(f"/models/{model}/activate", json={"version": "2"})
+
+        assert activated.status_code == 200
+        assert all(b"sha256" in redis.get(key) for key in keys)
 
 
 async def test_a_table_in_redis_that_makes_no_sense_is_not_used(
-    serve: Serve, empty_redis: Any, store: Any
+    serve: Serve, empty_redis: Any, store: Store, model: str
 ) -> None:
     """Right checksums over nonsense: the bundle's own is loaded, and put in its place."""
-    digest = store.open("ctr@1").bundle.digest
+    digest = store.open(f"{model}@1").bundle.digest
     async with opened(empty_redis.url) as cache:
         await cache.put(digest, {"ids": b"3"})
-    async with serve(cache=empty_redis.url) as client:
+    async with serve(cache=empty_redis.url, models=(model,)) as client:
         reply = await client.rank(["i1"])
     async with opened(empty_redis.url) as cache:
         blobs = await cache.get(digest)
@@ -278,13 +328,16 @@ async def test_an_activation_reaches_other_replicas_through_redis(
         await until(followed)
 
 
-async def test_the_service_starts_and_goes_on_without_redis(serve: Serve, empty_redis: Any) -> None:
+async def test_the_service_starts_and_goes_on_without_redis(
+    serve: Serve, empty_redis: Any, model: str
+) -> None:
     """No request fails while Redis is away; it is noted, and filled again once it is back."""
     await asyncio.to_thread(empty_redis.stop)
-    async with serve(cache=empty_redis.url, cache_poll_s=0.02, store_poll_s=0.02) as client:
+    settings = {"cache": empty_redis.url, "cache_poll_s": 0.02, "store_poll_s": 0.02}
+    async with serve(**settings, models=(model,)) as client:
         statuses = {(await client.rank(["i1"])).status_code}
         ready = await client.get("/readyz")
-        activated = await client.post("/models/ctr/activate", json={"version": "2"})
+        activated = await client.post(f"/models/{model}/activate", json={"version": "2"})
         await asyncio.to_thread(empty_redis.start)
         with empty_redis.client() as redis:
 

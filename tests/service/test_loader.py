@@ -22,7 +22,13 @@ def loader(store: Store, *refs: str, default: str | None = None) -> Loader:
     """A loader over a store, with the embedded cache."""
     cache = open_cache("memory://", CacheOptions(1.0, 60, 0.01))
     return Loader(
-        store=store, cache=cache, refs=refs, default=default, tolerance=1e-4, metrics=Metrics()
+        store=store,
+        cache=cache,
+        refs=refs,
+        default=default,
+        tolerance=1e-4,
+        max_fresh_items=100,
+        metrics=Metrics(),
     )
 
 

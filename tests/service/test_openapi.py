@@ -61,10 +61,12 @@ def test_the_document_holds_every_route(document: dict[str, Any]) -> None:
         (method, path) for path, methods in document["paths"].items() for method in methods
     } == {
         ("post", "/rank"),
+        ("post", "/recommend"),
         ("get", "/models"),
         ("get", "/models/{name}"),
         ("post", "/models/{name}/activate"),
         ("post", "/models/{name}/rollback"),
+        ("post", "/models/{name}/items"),
         ("get", "/livez"),
         ("get", "/readyz"),
         ("get", "/metrics"),

@@ -1,0 +1,260 @@
+"""The catalogue of a session ranker in this process: item id → row → vector, and what follows it.
+
+Rows are those of the bundle, and after them the fresh items. A catalogue never changes: with other
+fresh items it is another one, which shares all the rest.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any, Final, Self
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from model_store.bundle import Bundle, SessionTable
+from model_store.item_vectors import (
+    CodedTable,
+    Floats,
+    ItemVectors,
+    Neighbours,
+    Rows,
+    load_vectors,
+)
+from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
+from service.caches import Blob, Blobs
+from service.fresh import Fresh, FreshForm
+from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
+from service.kernels import out_of_blocks
+
+UNKNOWN: Final = -1
+_IDS: Final = "ids"
+_NEIGHBOURS: Final = ("offsets", "items", "weights")
+_DTYPES: Final = frozenset({"|u1", "<u2", "<i4", "<f2", "<f4"})
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a bundle holds of its items.
+
+    Attributes:
+        ids: of row 0, 1, …
+        row_of: the same, the other way round.
+        vectors: None for a ranker without.
+        mean: (dim,) the mean item, which stands for one that is unknown; zeros without vectors.
+        neighbours: what follows what; None for most rankers.
+        form: what it can take for a fresh item.
+    """
+
+    ids: Sequence[str]
+    row_of: dict[str, int]
+    vectors: ItemScores | None
+    mean: Floats
+    neighbours: Neighbours | None
+    form: FreshForm
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The items of a bundle, and the fresh ones.
+
+    Attributes:
+        fresh_ids: of the rows after the bundle's.
+        fresh_row_of: the same, the other way round.
+        fresh_vectors: None while there are no fresh items.
+    """
+
+    base: Base
+    fresh: Fresh
+    fresh_ids: Sequence[str] = ()
+    fresh_row_of: dict[str, int] | None = None
+    fresh_vectors: ItemScores | None = None
+
+    def __len__(self) -> int:
+        return len(self.base.ids) + len(self.fresh_ids)
+
+    @property
+    def nbytes(self) -> int:
+        """What item vectors take in memory, or map from disk."""
+        parts = (self.base.vectors, self.fresh_vectors)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    # -- made
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Self:
+        """From an opened bundle of a session ranker.
+
+        Raises:
+            BundleCorrupt: ids, vectors and neighbours do not fit each other.
+        """
+        table, spec = bundle.session_table(), bundle.manifest.session
+        if table is None or spec is None:
+            raise ValueError(f"{bundle.root}: the bundle holds no session ranker")
+        return cls._of(table, spec)
+
+    @classmethod
+    def _of(cls, table: SessionTable, spec: SessionSpec) -> Self:
+        ids, vectors = table.ids, table.vectors
+        base = Base(
+            ids=ids,
+            row_of={item: row for row, item in enumerate(ids)},
+            vectors=None if vectors is None else fastest(vectors),
+            mean=np.zeros(spec.dim, np.float32) if vectors is None else vectors.mean(),
+            neighbours=table.neighbours,
+            form=FreshForm(vectors),
+        )
+        return cls(base, Fresh())
+
+    def with_fresh(self, fresh: Fresh) -> Self:
+        """The same catalogue with these fresh items instead."""
+        records = [placed.record for placed in fresh.placed.values()]
+        if not records:
+            return replace(self, fresh=fresh, fresh_ids=(), fresh_row_of=None, fresh_vectors=None)
+        ids = [record.id for record in records]
+        return replace(
+            self,
+            fresh=fresh,
+            fresh_ids=ids,
+            fresh_row_of={item: row for row, item in enumerate(ids, start=len(self.base.ids))},
+            fresh_vectors=fastest(self.base.form.table(records)),
+        )
+
+    # -- cached
+
+    def pack(self) -> dict[str, Blob]:
+        """Named blobs, for the cache: ids, codes and neighbours, as views where they can be.
+
+        Vectors of other forms are in the bundle's files as they are used: they are mapped from
+        there, which is cheaper than any network.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        vectors, neighbours = self.base.vectors, self.base.neighbours
+        if self.base.form.takes_codes:
+            if isinstance(vectors, LookUps):
+                arrays |= {"codes": vectors.table.codes, "codebooks": vectors.table.codebooks}
+            elif isinstance(vectors, Shuffles):
+                arrays |= {"blocks": vectors.blocks, "codebooks": vectors.words.codebooks}
+        if neighbours is not None:
+            arrays |= {name: getattr(neighbours, name) for name in _NEIGHBOURS}
+        blobs: dict[str, Blob] = {_IDS: orjson.dumps(self.base.ids)}
+        for name, array in arrays.items():
+            shape = "x".join(map(str, array.shape))
+            flat = np.ascontiguousarray(array).reshape(-1)
+            blobs[f"{name}:{array.dtype.str}:{shape}"] = flat.view(np.uint8).data
+        return blobs
+
+    @classmethod
+    def unpack(cls, blobs: Blobs, bundle: Bundle) -> Self | None:
+        """From what `pack` made of that bundle, None if it is not that."""
+        spec = bundle.manifest.session
+        if spec is None:
+            return None
+        try:
+            ids = orjson.loads(blobs[_IDS])
+            arrays = dict(_array(name, blob) for name, blob in blobs.items() if name != _IDS)
+            table = SessionTable(ids, _vectors(arrays, spec, bundle), _neighbours(arrays, spec))
+            return cls._of(table, spec) if len(ids) == spec.items else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    # -- asked
+
+    def rows(self, ids: Sequence[str]) -> Rows:
+        """(N,) rows, -1 for unknown items."""
+        rows = np.fromiter(map(self.base.row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
+        if self.fresh_row_of is not None:
+            for place in np.flatnonzero(rows < 0).tolist():
+                rows[place] = self.fresh_row_of.get(ids[place], UNKNOWN)
+        return rows
+
+    def ids(self, rows: Rows) -> list[str]:
+        """The ids of some rows."""
+        own, fresh = self.base.ids, self.fresh_ids
+        return [own[row] if row < len(own) else fresh[row - len(own)] for row in rows.tolist()]
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, dim) for rows (n,) of known items; zeros for a ranker without vectors."""
+        found = np.zeros((len(rows), len(self.base.mean)), np.float32)
+        for part, places, within in self._parts(rows):
+            found[places] = part.vectors(within)
+        return found
+
+    def scores(self, query: Floats, rows: Rows) -> Floats:
+        """(n,) products of a query (dim,) with the items of ``rows``; the mean item's for -1."""
+        found = np.full(len(rows), self.base.mean @ query, np.float32)
+        for part, places, within in self._parts(rows):
+            found[places] = part.scores(query, within)
+        return found
+
+    def best(self, query: Floats, count: int) -> Best:
+        """The ``count`` best of all items for a query (dim,); all of them if there are fewer."""
+        own = len(self.base.ids)
+        rows, scores = [], []
+        for part, start in ((self.base.vectors, 0), (self.fresh_vectors, own)):
+            if part is not None:
+                best = part.best(query, count)
+                rows.append(best.rows + start)
+                scores.append(best.scores)
+        if len(rows) == 1:
+            return Best(rows[0], scores[0])
+        return Best.sorted(np.concatenate(rows), np.concatenate(scores), count)
+
+    def _parts(self, rows: Rows) -> Iterator[tuple[ItemScores, Any, Rows]]:
+        """The vectors that some rows are of: where these rows stand, and their rows there."""
+        own = len(self.base.ids)
+        for part, start, end in (
+            (self.base.vectors, 0, own),
+            (self.fresh_vectors, own, len(self)),
+        ):
+            if part is None:
+                continue
+            mine = (rows >= start) & (rows < end)
+            if mine.all():
+                yield part, slice(None), rows - start
+            elif mine.any():
+                places = np.flatnonzero(mine)
+                yield part, places, rows[places] - start
+
+
+def _array(name: str, blob: Blob) -> tuple[str, NDArray[Any]]:
+    part, dtype, shape = name.split(":")
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name}: no array of ours")
+    return part, np.frombuffer(blob, dtype).reshape([int(axis) for axis in shape.split("x")])
+
+
+def _vectors(
+    arrays: Mapping[str, NDArray[Any]], spec: SessionSpec, bundle: Bundle
+) -> ItemVectors | None:
+    """Item vectors: codes from the cache, other forms from the bundle.
+
+    Raises:
+        KeyError, ValueError: the cache's do not fit.
+    """
+    if spec.vectors is None:
+        return None
+    coded = spec.vectors
+    if not (isinstance(coded, CodedVectors) and isinstance(coded.codes, StoredCodes)):
+        return load_vectors(coded, spec.items, bundle.path)
+    codebooks = arrays["codebooks"]
+    books, size, _ = codebooks.shape
+    if "blocks" in arrays:
+        codes: NDArray[Any] = out_of_blocks(arrays["blocks"], np.arange(spec.items), books)
+    else:
+        codes = arrays["codes"]
+    table = CodedTable(codes, codebooks, coded.composition == "concatenate")
+    # Codes are not checked when they are looked up.
+    if codes.shape != (spec.items, books) or int(codes.max()) >= size or table.dim != spec.dim:
+        raise ValueError(f"codes {codes.shape} of codebooks {codebooks.shape}")
+    return table
+
+
+def _neighbours(arrays: Mapping[str, NDArray[Any]], spec: SessionSpec) -> Neighbours | None:
+    if spec.neighbours is None:
+        return None
+    neighbours = Neighbours(**{name: arrays[name] for name in _NEIGHBOURS})
+    if not neighbours.fit(spec.items):
+        raise ValueError(f"no {spec.items} rows of neighbours")
+    return neighbours

@@ -1,0 +1,180 @@
+"""Scores of item vectors, by the fastest way that their form has: look-up, shuffle or product.
+
+Each way gives the same score for an item whatever else is asked, so that what /recommend finds is
+what /rank scores; products alone may differ between the two in the last bit.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.item_vectors import CodedTable, Floats, ItemVectors, Rows
+from service import kernels
+
+
+class Best(NamedTuple):
+    """Items, best first; of equal scores the first row."""
+
+    rows: Rows
+    scores: Floats
+
+    @classmethod
+    def of(cls, heap: kernels.Heap) -> Self:
+        """A kernel's heap in order, without its free places."""
+        scores, rows = heap
+        filled = rows != kernels.NO_ROW
+        return cls.sorted(rows[filled], scores[filled], len(rows))
+
+    @classmethod
+    def sorted(cls, rows: Rows, scores: Floats, count: int) -> Self:
+        """The ``count`` best of some."""
+        order = np.lexsort((rows, -scores))[:count]
+        return cls(rows[order], scores[order])
+
+
+class ItemScores(Protocol):
+    """The vectors (N, dim) of some items, to be multiplied with queries."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, or maps from disk."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, dim) for rows (n,)."""
+        ...
+
+    def scores(self, query: Floats, rows: Rows) -> Floats:
+        """(n,) products of a query (dim,) with the items of ``rows``."""
+        ...
+
+    def best(self, query: Floats, count: int) -> Best:
+        """The ``count`` best of all items for a query (dim,); all of them if there are fewer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Vectors that are multiplied as they are: dense, in eight bits, or expanded from a train."""
+
+    table: ItemVectors
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, or maps from disk."""
+        return self.table.nbytes
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, dim) for rows (n,)."""
+        return self.table.vectors(rows)
+
+    def scores(self, query: Floats, rows: Rows) -> Floats:
+        """(n,) products of a query (dim,) with the items of ``rows``."""
+        return self.table.scores(query, rows)
+
+    def best(self, query: Floats, count: int) -> Best:
+        """The ``count`` best of all items for a query (dim,)."""
+        return Best.of(kernels.best_of(self.table.all_scores(query), min(count, len(self))))
+
+
+@dataclass(frozen=True, slots=True)
+class LookUps:
+    """Codes of one or two bytes, looked up item by item."""
+
+    table: CodedTable
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, or maps from disk."""
+        return self.table.nbytes
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, dim) for rows (n,)."""
+        return self.table.vectors(rows)
+
+    def scores(self, query: Floats, rows: Rows) -> Floats:
+        """(n,) products of a query (dim,) with the items of ``rows``."""
+        return kernels.taken(self.table.codes, rows, self.table.sub_scores(query))
+
+    def best(self, query: Floats, count: int) -> Best:
+        """The ``count`` best of all items for a query (dim,)."""
+        tables = self.table.sub_scores(query)
+        return Best.of(kernels.scanned(self.table.codes, tables, min(count, len(self))))
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffles:
+    """Codes of four bits, two in a byte, looked up 32 items at once.
+
+    Attributes:
+        blocks: as `kernels.in_blocks` lays them out: half the memory of a byte for each.
+        items: N.
+        words: the codebooks, with no codes.
+    """
+
+    blocks: kernels.Blocks
+    items: int
+    words: CodedTable
+
+    @classmethod
+    def of(cls, table: CodedTable) -> Self:
+        """A table with up to 16 codewords a codebook."""
+        codes: NDArray[np.uint8] = table.codes[:0]
+        words = CodedTable(codes, table.codebooks, table.concatenated)
+        return cls(kernels.in_blocks(table.codes), len(table), words)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return self.blocks.nbytes + self.words.nbytes
+
+    def __len__(self) -> int:
+        return self.items
+
+    def codes(self, rows: Rows) -> NDArray[np.uint8]:
+        """(n, M) for rows (n,)."""
+        return kernels.out_of_blocks(self.blocks, rows, len(self.words.codebooks))
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, dim) for rows (n,)."""
+        named = CodedTable(self.codes(rows), self.words.codebooks, self.words.concatenated)
+        return named.vectors(np.arange(len(rows)))
+
+    def scores(self, query: Floats, rows: Rows) -> Floats:
+        """(n,) products of a query (dim,) with the items of ``rows``."""
+        return kernels.taken_from_blocks(self.blocks, rows, self._tables(query))
+
+    def best(self, query: Floats, count: int) -> Best:
+        """The ``count`` best of all items for a query (dim,)."""
+        tables, most = self._tables(query), min(count, self.items)
+        rounded = kernels.rounded(tables)
+        return Best.of(kernels.scanned_blocks(self.blocks, tables, *rounded, self.items, most))
+
+    def _tables(self, query: Floats) -> Floats:
+        """(M, K), filled up to an even M with zeros."""
+        tables = self.words.sub_scores(query)
+        return np.concatenate([tables, np.zeros_like(tables[:1])]) if len(tables) % 2 else tables
+
+
+def fastest(table: ItemVectors) -> ItemScores:
+    """The fastest way to score with a table."""
+    if not isinstance(table, CodedTable):
+        return Products(table)
+    books, size, _ = table.codebooks.shape
+    if size <= kernels.HALF_BYTE and books <= kernels.MOST_BOOKS:
+        return Shuffles.of(table)
+    # The kernels take C order; and what came over the network may lie anywhere.
+    codes = np.require(table.codes, requirements=["C_CONTIGUOUS", "ALIGNED"])
+    return LookUps(
+        CodedTable(codes, table.codebooks, table.concatenated, table.codes_spec, table.kept_as)
+    )

@@ -1,0 +1,347 @@
+"""What ranks: ASGI callables of their own in front of the FastAPI application.
+
+A FastAPI route costs 2.6 times the requests per second of these; their documents are written here.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+
+import msgspec
+import orjson
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from service import errors
+from service.candidates import Limits, texts
+from service.deps import Parts, check_media_type, header, request_id_of
+from service.errors import ServiceError
+from service.problems import Header, problem, responses
+from service.ranking import Prepared, Ranked, Ranking, Request
+
+JSON: Final = b"application/json"
+MAX_DIGITS: Final = 18
+
+log = structlog.get_logger(__name__)
+
+
+class Disconnected(Exception):
+    """The caller went away before its body had arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What tells one way to ask for a ranking from another.
+
+    Attributes:
+        parse: the body's bytes to a request; raises MalformedJson, InvalidRequest.
+        prepare: a request to what `Ranking.rank` takes.
+        request, reply: their types, for the document.
+        summary, answer: what it does and what it answers, for the document.
+    """
+
+    path: str
+    parse: Callable[[bytes], Request]
+    prepare: Callable[[Ranking, Any, Limits], Prepared]
+    request: type
+    reply: type
+    summary: str
+    answer: str
+
+
+class Endpoint:
+    """Bytes in, bytes out; all that ranks is in `Ranking`."""
+
+    def __init__(self, operation: Operation, parts: Parts) -> None:
+        self._operation = operation
+        self._parts = parts
+        self._settings = parts.settings
+        self._metrics = parts.metrics
+        self._inline_flops = parts.settings.inline_mflops * 1e6
+        # Looked up once: labels() costs as much as observe().
+        self._seconds = self._metrics.request_seconds.labels(operation.path)
+        self._ok = self._metrics.requests.labels(operation.path, "200")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        clock = Stopwatch()
+        headers: list[Header] = scope["headers"]
+        request_id = request_id_of(header(headers, b"x-request-id"))
+        try:
+            status, code = 200, None
+            reply_headers, body = await self._answer(scope, receive, clock, request_id)
+        except Disconnected:
+            self._record(scope, 499, "disconnected", clock, request_id)
+            return
+        except Exception as error:
+            (status, code), reply_headers, body = problem(error, request_id)
+            if not isinstance(error, ServiceError) or status == 500:  # noqa: PLR2004
+                log.exception("internal error", request_id=request_id)
+            self._metrics.problems.labels(code).inc()
+        reply_headers.append((b"x-request-id", request_id.encode("ascii")))
+        if self._parts.drain.leaving:
+            reply_headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": reply_headers})
+        await send({"type": "http.response.body", "body": body})
+        self._record(scope, status, code, clock, request_id)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, clock: "Stopwatch", request_id: str
+    ) -> tuple[list[Header], bytes]:
+        self._admit(scope)
+        deadline = _deadline(scope["headers"], clock.started)
+        body = await read_body(
+            scope, receive, self._settings.max_body_bytes, self._settings.body_timeout_s
+        )
+        in_flight = self._parts.in_flight
+        in_flight.enter()
+        self._metrics.in_flight.inc()
+        try:
+            # Let all that has arrived be counted before any of it is scored: without this turn of
+            # the loop, a burst would wait uncounted and never be shed.
+            await asyncio.sleep(0)
+            return await self._rank(body, deadline, clock, request_id)
+        finally:
+            in_flight.leave()
+            self._metrics.in_flight.dec()
+
+    def _admit(self, scope: Scope) -> None:
+        """Refuse what need not be read."""
+        if scope["method"] != "POST":
+            raise errors.MethodNotAllowed(scope["method"], "POST")
+        parts, headers = self._parts, scope["headers"]
+        parts.drain.check()
+        key = parts.keys.check(header(headers, b"authorization"), "rank")
+        if parts.rate_limit.on:
+            client = scope.get("client")
+            parts.rate_limit.take(key or (client[0] if client else ""))
+        media_type = header(headers, b"content-type")
+        if media_type != JSON and media_type is not None:
+            check_media_type(media_type)
+
+    async def _rank(
+        self, body: bytes, deadline: float, clock: "Stopwatch", request_id: str
+    ) -> tuple[list[Header], bytes]:
+        clock.lap("queue")
+        _check_deadline(deadline)
+        request = self._operation.parse(body)
+        limits = self._parts.limits
+        own = request_id if request.id is None else texts([request.id], "/id", limits)[0]
+        ranking = self._parts.loader.resolve(request.model)
+        clock.lap("parse")
+        prepared = self._operation.prepare(ranking, request, limits)
+        clock.lap("features")
+        clock.ranking, clock.prepared = ranking, prepared
+        ranked = await self._ranked(ranking, prepared, deadline)
+        clock.lap("score")
+        reply: dict[str, Any] = {"id": own}
+        reply |= ranking.answer(request, prepared, ranked)
+        reply["timing_ms"] = clock.timing_ms()
+        content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+        clock.lap("encode")
+        return [
+            (b"content-type", JSON),
+            (b"content-length", str(len(content)).encode()),
+            (b"x-model-version", ranking.version.encode()),
+            (b"server-timing", clock.server_timing()),
+        ], content
+
+    async def _ranked(self, ranking: Ranking, prepared: Prepared, deadline: float) -> Ranked:
+        _check_deadline(deadline)
+        if ranking.flops(prepared) <= self._inline_flops:
+            return ranking.rank(prepared)
+        # A long scoring would keep all other requests waiting: the runtime lets go of the GIL.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._parts.executor, _rank_in_time, ranking, prepared, deadline
+        )
+
+    def _record(
+        self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str
+    ) -> None:
+        metrics, total_s = self._metrics, perf_counter() - clock.started
+        if status == 200:  # noqa: PLR2004
+            self._ok.inc()
+        else:
+            metrics.requests.labels(self._operation.path, str(status)).inc()
+        self._seconds.observe(total_s)
+        fields: dict[str, Any] = {}
+        if clock.prepared is not None and clock.ranking is not None:
+            fields = self._record_ranking(clock.ranking, clock.prepared, clock.laps)
+        if self._settings.request_log:
+            log.info(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                route=self._operation.path,
+                status=status,
+                code=code,
+                ms=round(total_s * 1e3, 3),
+                **fields,
+            )
+
+    def _record_ranking(
+        self, ranking: Ranking, prepared: Prepared, laps: Mapping[str, float]
+    ) -> dict[str, Any]:
+        metrics = self._metrics
+        for stage, seconds in laps.items():
+            metrics.stages[stage].observe(seconds)
+        if prepared.method is None:  # /recommend brings none
+            metrics.candidates.observe(len(prepared.ids))
+        if prepared.cold:
+            metrics.cold_candidates.labels(ranking.name).inc(len(prepared.cold))
+        for warned in prepared.warnings:
+            metrics.warnings.labels(warned.code).inc()
+        return {
+            "model": ranking.name,
+            "version": ranking.version,
+            "candidates": len(prepared.ids),
+            "cold": len(prepared.cold),
+            **{f"{stage}_ms": round(seconds * 1e3, 3) for stage, seconds in laps.items()},
+        }
+
+
+class Stopwatch:
+    """Times the stages of one request."""
+
+    __slots__ = ("_last", "laps", "prepared", "ranking", "started")
+
+    def __init__(self) -> None:
+        self.started = self._last = perf_counter()
+        self.laps: dict[str, float] = {}
+        self.ranking: Ranking | None = None
+        self.prepared: Prepared | None = None
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = perf_counter()
+        self.laps[stage] = now - self._last
+        self._last = now
+
+    def timing_ms(self) -> dict[str, float]:
+        """The reply's times, up to its encoding."""
+        laps = self.laps
+        return {
+            "total": round((self._last - self.started) * 1e3, 3),
+            "parse": round(laps["parse"] * 1e3, 3),
+            "features": round(laps["features"] * 1e3, 3),
+            "score": round(laps["score"] * 1e3, 3),
+        }
+
+    def server_timing(self) -> bytes:
+        """The Server-Timing header."""
+        parts = [f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in self.laps.items()]
+        parts.append(f"total;dur={(self._last - self.started) * 1e3:.3f}")
+        return ", ".join(parts).encode()
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:
+    """The whole body, never more than the limit of it.
+
+    Raises:
+        UnsupportedMediaType: it is compressed.
+        BodyTooLarge: it is, or says it will be, longer.
+        DeadlineExceeded: it did not arrive in time.
+        Disconnected: the caller went away.
+    """
+    coding = header(scope["headers"], b"content-encoding")
+    if coding is not None and coding.strip().lower() not in {b"", b"identity"}:
+        raise errors.UnsupportedMediaType(
+            f"Content-Encoding: expected none, got {coding.decode('latin-1')!r}"
+        )
+    declared = header(scope["headers"], b"content-length")
+    if declared is not None and declared.isdigit() and int(declared[:MAX_DIGITS]) > limit:
+        raise _too_large(int(declared[:MAX_DIGITS]), limit)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _collect(receive, limit)
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    chunks, size = [], 0
+    while (message := await receive())["type"] == "http.request":
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(size, limit)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    raise Disconnected
+
+
+def _too_large(size: int, limit: int) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"a body of {size} bytes or more, limit {limit}")
+
+
+def _deadline(headers: list[Header], started: float) -> float:
+    """When the caller's budget is spent, on our clock."""
+    value = header(headers, b"x-deadline-ms")
+    if value is None:
+        return math.inf
+    try:
+        budget_ms = math.nan if b"_" in value else float(value)  # Python's own 1_000
+    except ValueError:
+        budget_ms = math.nan
+    if math.isnan(budget_ms):
+        raise errors.InvalidRequest(
+            f"X-Deadline-Ms: expected milliseconds, got {value.decode('latin-1')!r}"
+        )
+    return started + budget_ms / 1e3
+
+
+def _check_deadline(deadline: float) -> None:
+    if perf_counter() >= deadline:
+        raise errors.DeadlineExceeded("X-Deadline-Ms was over before scoring began")
+
+
+def _rank_in_time(ranking: Ranking, prepared: Prepared, deadline: float) -> Ranked:
+    _check_deadline(deadline)  # it may have waited for a thread
+    return ranking.rank(prepared)
+
+
+def openapi(operation: Operation) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An operation's path in the OpenAPI document, and the schemas that it refers to."""
+    ref = "#/components/schemas/{name}"
+    (request, reply), schemas = msgspec.json.schema_components(
+        [operation.request, operation.reply], ref_template=ref
+    )
+    document = {
+        "tags": ["rank"],
+        "summary": operation.summary,
+        "operationId": operation.path.removeprefix("/"),
+        "security": [{"HTTPBearer": []}],
+        "parameters": PARAMETERS,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "responses": {
+            "200": {
+                "description": operation.answer,
+                "headers": REPLY_HEADERS,
+                "content": {"application/json": {"schema": reply}},
+            },
+            **{str(k): v for k, v in responses(*PROBLEM_STATUSES).items()},
+        },
+    }
+    return {"post": document}, schemas
+
+
+PROBLEM_STATUSES: Final = (400, 401, 403, 404, 422, 429, 503)
+_TEXT: Final = {"schema": {"type": "string"}}
+PARAMETERS: Final[list[dict[str, Any]]] = [
+    {"name": "X-Request-ID", "in": "header", "description": "Echoed; made if absent.", **_TEXT},
+    {
+        "name": "X-Deadline-Ms",
+        "in": "header",
+        "description": "The caller's remaining time in milliseconds.",
+        "schema": {"type": "number"},
+    },
+]
+REPLY_HEADERS: Final[dict[str, Any]] = {
+    "X-Model-Version": {"description": "The version that ranked.", **_TEXT},
+    "Server-Timing": {"description": "Time by stage.", **_TEXT},
+}

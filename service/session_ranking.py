@@ -1,0 +1,279 @@
+"""Session rankers: the items of a session in, logits of the items that come next out.
+
+A graph encodes the session; the item table, in whatever form, does the rest. The score of item v is
+
+    log( exp(query · e_v) + sum_t exp(repeat_t) [v_t = v] + sum_t exp(follow_t) S[v_t, v] )
+
+So whatever form the item vectors have, the best of the whole catalogue can be found exactly: what a
+session's items lead to can only add to a score, and these are few.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from model_store.bundle import Bundle
+from model_store.item_vectors import Floats, Neighbours, Rows
+from model_store.manifest import UNREACHED, Manifest, SessionSpec
+from model_store.store import OpenedVersion
+from service.caches import Blobs
+from service.candidates import (
+    ItemFeatures,
+    Limits,
+    read_candidates,
+    read_excluded,
+    read_session,
+)
+from service.catalogue import Catalogue
+from service.errors import BundleRejected, Warned
+from service.item_scores import Best
+from service.ranking import (
+    RECOMMENDED,
+    Prepared,
+    Ranked,
+    Ranking,
+    Request,
+    Scores,
+    sort_out,
+    without_repeats,
+)
+from service.schemas import RankRequest, RecommendRequest
+from service.scorer import OrtEncoder, Ways, require_finite
+
+NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
+NOBODY: Final = np.empty(0, np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPrepared(Prepared):
+    """A request, ready to score.
+
+    Attributes:
+        catalogue: the one that the request's rows belong to.
+        session: (L,) rows of the session's items, oldest first.
+        rows: (N,) the candidates' rows, -1 for unknown ones; of /recommend the excluded ones.
+    """
+
+    catalogue: Catalogue
+    session: Rows
+    rows: Rows
+
+
+class Reached(NamedTuple):
+    """What the items of a session lead to: each row once, ascending, with its log weight."""
+
+    rows: Rows
+    weights: Floats
+
+
+class SessionRanking(Ranking):
+    """Ranks items by what comes next in a session.
+
+    Attributes:
+        catalogue: replaced whole when fresh items come; requests keep the one they began with.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: str,
+        manifest: Manifest,
+        digest: str,
+        spec: SessionSpec,
+        catalogue: Catalogue,
+        encoder: OrtEncoder,
+    ) -> None:
+        super().__init__(name, version, manifest, digest)
+        self.spec, self.catalogue = spec, catalogue
+        self._encoder = encoder
+        base = catalogue.base
+        for way, needed in (("query", base.vectors), ("follow", base.neighbours)):
+            if encoder.has(way) and needed is None:
+                raise BundleRejected(f"the graph answers with {way}, and there is nothing for it")
+        # The longest and the shortest: a graph that fails on one would fail requests.
+        for length in (spec.length, 0):
+            encoder.encode(np.zeros((length, spec.dim), np.float32))
+
+    @property
+    def table(self) -> Catalogue:
+        """The catalogue."""
+        return self.catalogue
+
+    @property
+    def items(self) -> int:
+        """Items in the catalogue, fresh ones too."""
+        return len(self.catalogue)
+
+    def prepare(self, request: RankRequest, limits: Limits) -> SessionPrepared:
+        """Check a request and look its items up; raises as `Ranking.prepare`."""
+        catalogue = self.catalogue
+        candidates = read_candidates(request, limits, NO_FEATURES)
+        session, warnings = self._session(request, limits, catalogue)
+        candidates, repeated = without_repeats(candidates)
+        rows = catalogue.rows(candidates.ids)
+        unknown = np.flatnonzero(rows < 0).tolist()
+        candidates, kept, unknown, excluded = sort_out(
+            candidates, rows, unknown, request.unknown_items
+        )
+        return SessionPrepared(
+            ids=candidates.ids,
+            cold=frozenset(unknown),
+            excluded=excluded,
+            warnings=warnings + repeated + self._undeclared(request, candidates.undeclared),
+            top_k=request.top_k,
+            method=None,
+            catalogue=catalogue,
+            session=session,
+            rows=NOBODY if kept is None else kept,
+        )
+
+    def prepare_best(self, request: RecommendRequest, limits: Limits) -> SessionPrepared:
+        """Check a request; raises as `Ranking.prepare_best`, but for the catalogue's size."""
+        catalogue = self.catalogue
+        session, warnings = self._session(request, limits, catalogue)
+        excluded = np.unique(catalogue.rows(read_excluded(request.exclude, limits)))
+        return SessionPrepared(
+            ids=[],
+            cold=frozenset(),
+            excluded=[],
+            warnings=warnings + self._undeclared(request, {}),
+            top_k=min(request.top_k or RECOMMENDED, limits.candidates, len(catalogue)),
+            method="exact",
+            catalogue=catalogue,
+            session=session,
+            rows=excluded[excluded >= 0],
+        )
+
+    def _session(
+        self, request: Request, limits: Limits, catalogue: Catalogue
+    ) -> tuple[Rows, list[Warned]]:
+        """The rows of the newest session items that are known, and what became of the others."""
+        rows = catalogue.rows(read_session(request.session_items, limits))
+        known, warnings = rows[rows >= 0], []
+        if unknown := len(rows) - len(known):
+            detail = f"{unknown} of {len(rows)} session items are unknown; they are left out"
+            warnings.append(Warned("unknown_session_items", detail, unknown))
+        if (more := len(known) - self.spec.length) > 0:
+            detail = f"this ranker takes the newest {self.spec.length} session items"
+            warnings.append(Warned("session_truncated", detail, more))
+        return known[-self.spec.length :], warnings
+
+    def flops(self, prepared: Prepared) -> int:
+        """What ranking is predicted to cost: /recommend scores the whole catalogue."""
+        scored = len(prepared.ids) if prepared.method is None else self.items
+        return scored * self.flops_per_candidate
+
+    def score(self, prepared: SessionPrepared) -> Scores:
+        """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
+        ways, reached = self._encode(prepared)
+        scores = _generated(prepared.catalogue, ways.query, prepared.rows)
+        if len(reached.rows) and len(scores):
+            at = np.searchsorted(reached.rows, prepared.rows).clip(max=len(reached.rows) - 1)
+            places = np.flatnonzero(reached.rows[at] == prepared.rows)
+            weights = reached.weights[at[places]]
+            scores[places] = np.logaddexp(scores[places], weights)
+        require_finite(scores)
+        return scores
+
+    def rank(self, prepared: SessionPrepared) -> Ranked:
+        """The best candidates, or the best of the catalogue; raises as `Ranking.rank`.
+
+        The order is total: score descending, then that of the input, or of the catalogue.
+        """
+        if prepared.method is None:
+            return super().rank(prepared)
+        best = self._best(prepared)
+        require_finite(best.scores)
+        return Ranked(prepared.catalogue.ids(best.rows), best.scores, [])
+
+    def _best(self, prepared: SessionPrepared) -> Best:
+        catalogue, excluded = prepared.catalogue, prepared.rows
+        ways, reached = self._encode(prepared)
+        wanted = prepared.top_k or RECOMMENDED
+        # Of the items that a session does not lead to, none but these can be among the best.
+        count = min(wanted + len(excluded), len(catalogue))
+        if ways.query is None:
+            best = Best(np.arange(count), np.full(count, UNREACHED, np.float32))
+        else:
+            best = catalogue.best(ways.query, count)
+        others = ~np.isin(best.rows, reached.rows)
+        generated = _generated(catalogue, ways.query, reached.rows)
+        rows = np.concatenate([best.rows[others], reached.rows])
+        scores = np.concatenate(
+            [best.scores[others], np.logaddexp(generated, reached.weights)], dtype=np.float32
+        )
+        allowed = ~np.isin(rows, excluded)
+        return Best.sorted(rows[allowed], scores[allowed], wanted)
+
+    def _encode(self, prepared: SessionPrepared) -> tuple[Ways, Reached]:
+        catalogue = prepared.catalogue
+        ways = self._encoder.encode(catalogue.vectors(prepared.session))
+        return ways, reached(prepared.session, ways, catalogue.base.neighbours)
+
+
+def _generated(catalogue: Catalogue, query: Floats | None, rows: Rows) -> Floats:
+    """(n,) what a query alone gives some items."""
+    if query is None:
+        return np.full(len(rows), UNREACHED, np.float32)
+    return catalogue.scores(query, rows)
+
+
+def reached(session: Rows, ways: Ways, neighbours: Neighbours | None) -> Reached:
+    """What the items (L,) of a session lead to, by repetition and by what follows them."""
+    rows: list[Rows] = []
+    weights: list[Floats] = []
+    if ways.repeat is not None:
+        rows.append(session)
+        weights.append(ways.repeat)
+    if ways.follow is not None and neighbours is not None:
+        for row, weight in zip(session.tolist(), ways.follow, strict=True):
+            if row < len(neighbours.offsets) - 1:  # nobody has seen what follows a fresh item
+                columns, shares = neighbours.of(row)
+                rows.append(columns.astype(np.intp))
+                weights.append(weight + np.log(shares))
+    return _summed(rows, weights)
+
+
+def _summed(rows: Sequence[Rows], weights: Sequence[Floats]) -> Reached:
+    """Each row once, with the log of the sum of its weights' exponentials."""
+    every = np.concatenate([NOBODY, *rows])
+    if not len(every):
+        return Reached(NOBODY, np.empty(0, np.float32))
+    order = np.argsort(every, kind="stable")
+    ordered = every[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    found = np.concatenate(weights)[order]
+    return Reached(ordered[starts], np.logaddexp.reduceat(found, starts).astype(np.float32))
+
+
+def read_table(bundle: Bundle) -> Catalogue:
+    """The catalogue of a bundle."""
+    return Catalogue.read(bundle)
+
+
+def unpack_table(bundle: Bundle, blobs: Blobs) -> Catalogue | None:
+    """The catalogue from what `Catalogue.pack` made of it, None if it is not that."""
+    return Catalogue.unpack(blobs, bundle)
+
+
+def make_ranking(opened: OpenedVersion, table: Catalogue) -> SessionRanking:
+    """A ranking over a catalogue.
+
+    Raises:
+        BundleRejected: the graph's outputs do not fit the catalogue, or it fails.
+    """
+    bundle, manifest = opened.bundle, opened.bundle.manifest
+    if manifest.session is None:
+        raise BundleRejected("the bundle holds no session ranker")
+    return SessionRanking(
+        name=opened.name,
+        version=opened.version,
+        manifest=manifest,
+        digest=bundle.digest,
+        spec=manifest.session,
+        catalogue=table,
+        encoder=OrtEncoder(bundle.path(manifest.graph), manifest.inputs, manifest.outputs),
+    )

@@ -1,0 +1,145 @@
+"""The catalogue of a session ranker: from a bundle, through a cache, and with fresh items."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from model_store.bundle import Bundle
+from service.caches import Blob
+from service.catalogue import Catalogue
+from service.fresh import Fresh, Placed, Record
+from tests.service.sessions import DIM, FORMS, IDS, ITEMS, World
+
+QUERY = np.array([1.0, -0.5, 2.0, 0.25], np.float32)
+ROWS = np.arange(ITEMS)
+
+
+def bundle_of(form: str, folder: Path) -> Bundle:
+    """A bundle with vectors of a form, and neighbours."""
+    return World(FORMS[form]()).write(folder / "bundle")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_packed_is_unpacked(form: str, tmp_path: Path) -> None:
+    """The same ids, vectors, mean item and neighbours, whatever the form."""
+    bundle = bundle_of(form, tmp_path)
+    read = Catalogue.read(bundle)
+    found = Catalogue.unpack({k: bytes(v) for k, v in read.pack().items()}, bundle)
+
+    assert found is not None
+    assert found.ids(ROWS) == IDS
+    np.testing.assert_array_equal(found.vectors(ROWS), read.vectors(ROWS))
+    np.testing.assert_array_equal(found.scores(QUERY, ROWS), read.scores(QUERY, ROWS))
+    np.testing.assert_array_equal(found.base.mean, read.base.mean)
+    assert found.base.neighbours is not None
+    assert found.base.neighbours.of(3)[0].tolist() == [4, 5]
+    assert found.nbytes == read.nbytes
+
+
+@pytest.mark.parametrize(
+    ("form", "parts"),
+    [
+        ("8 bits", {"codes", "codebooks"}),
+        ("4 bits", {"blocks", "codebooks"}),
+        ("radix", set()),
+        ("dense", set()),
+        ("train", set()),
+    ],
+)
+def test_only_chosen_codes_are_packed(form: str, parts: set[str], tmp_path: Path) -> None:
+    """What the bundle's files hold as it is used is mapped from there, so workers share it."""
+    packed = Catalogue.read(bundle_of(form, tmp_path)).pack()
+
+    always = {"ids", "offsets", "items", "weights"}
+    assert {name.split(":")[0] for name in packed} == parts | always
+
+
+def test_vectors_are_mapped_from_disk(tmp_path: Path) -> None:
+    """Codes of one byte and dense vectors are views of the bundle's files: nothing is copied."""
+    for form in ("8 bits", "dense"):
+        catalogue = Catalogue.read(bundle_of(form, tmp_path / form))
+        vectors = catalogue.base.vectors
+        table = vectors.table  # type: ignore[union-attr]
+        array = table.codes if form == "8 bits" else table.matrix
+
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+
+
+Harm = Callable[[dict[str, Blob]], object]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda blobs: blobs.pop("ids"),
+        lambda blobs: blobs.update(ids=b"{"),
+        lambda blobs: blobs.update(ids=orjson.dumps(IDS[1:])),
+        lambda blobs: blobs.pop("codes:|u1:40x2"),
+        lambda blobs: blobs.update({"codes:|u1:40x2": bytes(79)}),
+        lambda blobs: blobs.update({"codes:|u1:80x1": blobs.pop("codes:|u1:40x2")}),
+        lambda blobs: blobs.update({"codes:|O:10x1": blobs.pop("codes:|u1:40x2")}),
+        lambda blobs: blobs.update({"codes:<u2:40x2": b"\xff\xff" * 80}),
+        lambda blobs: blobs.update({"codebooks:<f4:1x256x8": blobs.pop("codebooks:<f4:2x256x4")}),
+        lambda blobs: blobs.update({"offsets:<i4:41": bytes(164)}),
+        lambda blobs: blobs.update({"strange": b""}),
+    ],
+    ids=["no ids", "no JSON", "fewer ids", "no codes", "short", "another shape", "objects",
+         "out of range", "other codebooks", "no neighbours", "a stranger"],
+)  # fmt: skip
+def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
+    """Codes are looked up unchecked, so what comes from a cache is checked as a bundle is."""
+    bundle = bundle_of("8 bits", tmp_path)
+    blobs = Catalogue.read(bundle).pack()
+    harm(blobs)
+
+    assert Catalogue.unpack(blobs, bundle) is None
+
+
+def test_codes_in_blocks_are_checked_as_well(tmp_path: Path) -> None:
+    """A half byte may name a codeword that there is not."""
+    bundle = bundle_of("1 bit", tmp_path)
+    blobs = Catalogue.read(bundle).pack()
+    blobs["blocks:|u1:2x2x32"] = b"\x22" * 128
+
+    assert Catalogue.unpack(blobs, bundle) is None
+
+
+# Fresh items
+
+
+def fresh(**vectors: tuple[float, ...]) -> Fresh:
+    """Some fresh items by vector."""
+    placed = [Placed(i, Record(item, vector=v)) for i, (item, v) in enumerate(vectors.items())]
+    return Fresh().with_records(placed, len(placed))
+
+
+def test_fresh_items_follow_those_of_the_bundle(tmp_path: Path) -> None:
+    """In the order of their ids, in look-ups, scores and among the best."""
+    base = Catalogue.read(bundle_of("dense", tmp_path))
+    grown = base.with_fresh(fresh(zebra=(9.0, 0.0, 0.0, 0.0), ant=(0.0, 0.0, 8.0, 0.0)))
+    rows = grown.rows(["zebra", "i3", "x", "ant"])
+
+    assert rows.tolist() == [ITEMS + 1, 3, -1, ITEMS]
+    assert grown.ids(rows[[0, 1, 3]]) == ["zebra", "i3", "ant"]
+    assert len(grown) == ITEMS + 2
+    assert grown.nbytes == base.nbytes + 2 * DIM * 4
+    scores = grown.scores(QUERY, rows)
+    expected = [9.0, base.scores(QUERY, rows[1:2])[0], base.base.mean @ QUERY, 16.0]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_array_equal(grown.vectors(rows[:1]), [[9.0, 0.0, 0.0, 0.0]])
+    assert grown.ids(grown.best(QUERY, 2).rows) == ["ant", "zebra"]
+    assert len(grown.best(QUERY, 100).rows) == ITEMS + 2
+
+
+def test_a_catalogue_never_changes(tmp_path: Path) -> None:
+    """Requests that began with it go on with it; without fresh items it is as it was."""
+    base = Catalogue.read(bundle_of("dense", tmp_path))
+    grown = base.with_fresh(fresh(new=(1.0, 1.0, 1.0, 1.0)))
+
+    assert base.rows(["new"]).tolist() == [-1]
+    assert grown.base is base.base
+    assert grown.with_fresh(Fresh()) == base
