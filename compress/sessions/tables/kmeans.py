@@ -34,6 +34,7 @@ def clusters(
         size,
         niter=ITERATIONS,
         seed=seed_of(generator),
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,  # never twice one point
         min_points_per_centroid=1,
         max_points_per_centroid=len(flat),
     )

@@ -49,7 +49,7 @@ class TtConfig(Frozen):
     Attributes:
         cores: d, where no factors are given.
         item_factors: I; None: as equal as can be.
-        dim_factors: J; None: as equal as can be, the larger ones where I is smaller.
+        dim_factors: J; None: as equal as can be.
         rank: R; None: the largest that ``max_bytes`` allows.
         max_bytes: of all cores; None: a thirtieth of the teacher's table.
         start: ``svd``: near the teacher's table; ``gaussian``: random, as the papers.
@@ -143,10 +143,11 @@ class FactoredItems(ItemTable):
             rank, _, dim, following = core.shape
             slices = F.embedding(digit, core.transpose(0, 1).flatten(1))  # (B, r·J·s)
             slices = slices.view(-1, rank, dim * following)
-            blocks = product.view(len(slices), -1, rank, self._block)  # (B, j, r, n)
+            width = product.shape[1] // (rank * self._block)
+            blocks = product.view(-1, width, rank, self._block)  # (B, j, r, n)
             # (B, j·n, r) x (B, r, J·s), and the blocks to the end again.
             joined = blocks.transpose(2, 3).flatten(1, 2) @ slices
-            joined = joined.view(len(slices), -1, self._block, dim * following).transpose(2, 3)
+            joined = joined.view(-1, width, self._block, dim * following).transpose(2, 3)
             product = joined.flatten(1)  # (B, j·J·s·n)
         return product.view(*rows.shape, self.dim)
 
@@ -210,8 +211,8 @@ def shape_of(config: TtConfig, items: int, dim: int) -> Shape:
         ConfigError: they do not fit a table (items, dim).
     """
     I = config.item_factors or radices(items, len(config.dim_factors or ()) or config.cores)  # noqa: E741
-    J = config.dim_factors or tuple(sorted(divisors(dim, len(I)), reverse=True))
     n = config.block
+    J = config.dim_factors or _widths(dim, len(I), n)
     if len(I) != len(J) or len(I) < 2:  # noqa: PLR2004
         raise ConfigError(
             f"item_factors={list(I)}, dim_factors={list(J)}: expected equally many, two or more"
@@ -230,6 +231,14 @@ def shape_of(config: TtConfig, items: int, dim: int) -> Shape:
     else:
         rank = config.rank
     return Shape(I, J, rank, n)
+
+
+def _widths(dim: int, count: int, block: int) -> tuple[int, ...]:
+    # Equal once the block has moved from the last core to the first: there the ranks do most.
+    if dim % block:
+        raise ConfigError(f"semi={block} does not divide the width {dim}")
+    *others, last = sorted(divisors(dim // block, count), reverse=True)
+    return *others, last * block
 
 
 def _largest(items: tuple[int, ...], dims: tuple[int, ...], block: int, max_bytes: int) -> int:
