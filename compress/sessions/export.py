@@ -41,6 +41,7 @@ INPUT: Final = "session"
 TOLERANCE: Final = 1e-4  # of a log weight; queries are some ten units long
 PROOF_LENGTHS: Final = (0, 1, 2, 3, 7)
 HALVED_FROM: Final = 256  # numbers of a weight that is kept in sixteen bits
+OWN_CANDIDATES: Final = 5
 EXAMPLE_ROWS, EXAMPLE_LENGTH = 3, 5
 
 Floats = NDArray[np.float32]
@@ -73,7 +74,8 @@ def write_graph(ranker: SessionRanker, path: Path, *, halved: bool) -> None:
     """Write the graph (R, L, dim) -> ways, both R and L of any size."""
     names = output_names(ranker)
     rows, length = torch.export.Dim("R"), torch.export.Dim("L")
-    example = torch.zeros(EXAMPLE_ROWS, EXAMPLE_LENGTH, ranker.config.dim)
+    shortest = min(EXAMPLE_LENGTH, ranker.config.length)
+    example = torch.zeros(EXAMPLE_ROWS, shortest, ranker.config.dim)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -270,8 +272,8 @@ def export(
 def _proofs(ranker: SessionRanker, table: ItemVectors | None, sessions: Sessions) -> list[Floats]:
     """Vectors of real sessions cut to several lengths, the longest that the ranker takes too."""
     rows = sessions.rows[sessions.rows >= 0].astype(np.intp)
-    proofs = []
-    for length in (*PROOF_LENGTHS, ranker.config.length):
+    longest, proofs = ranker.config.length, []
+    for length in sorted({min(length, longest) for length in (*PROOF_LENGTHS, longest)}):
         some = np.resize(rows, length)
         if table is None:
             proofs.append(np.zeros((length, ranker.config.dim), np.float32))
@@ -289,7 +291,7 @@ def golden_cases(
 ) -> list[dict[str, Any]]:
     """Requests and the scores they must reproduce: an empty session, then real ones.
 
-    The candidates are the session's own items and others in turn.
+    The candidates are the session's latest items and, as far as there is room, others.
     """
     draw = np.random.default_rng(0)
     known = [session[session >= 0] for session in examples.sessions]
@@ -297,7 +299,8 @@ def golden_cases(
     cases = []
     for session in (np.empty(0, np.int32), *(known[i] for i in picked)):
         others = draw.choice(len(ids), min(options.golden_candidates, len(ids)), replace=False)
-        rows = np.unique(np.concatenate([session[-5:], others]))[: options.golden_candidates]
+        wanted = dict.fromkeys([*session[::-1][:OWN_CANDIDATES].tolist(), *others.tolist()])
+        rows = np.array(sorted([*wanted][: options.golden_candidates]))
         scores = torch_scores(ranker, table, session, rows)
         cases.append(
             {

@@ -46,11 +46,12 @@ class SessionRankerConfig(Frozen):
 
     Attributes:
         dim: D, of item vectors; 1 where there are none.
-        length: L, the newest so many items of a session are taken.
+        length: L, the newest so many items of a session are taken; of one item no graph is traced
+            that takes several.
     """
 
     dim: int = Field(default=1, ge=1)
-    length: int = Field(default=50, ge=1)
+    length: int = Field(default=50, ge=2)
 
 
 class SessionRanker(nn.Module, ABC):

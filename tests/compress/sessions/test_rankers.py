@@ -198,9 +198,9 @@ def test_dropout_and_hidden_items_are_of_training_alone() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SESSION_RANKERS))
-@pytest.mark.parametrize("option", [{"length": 0}, {"dim": 0}, {"lenght": 9}])
+@pytest.mark.parametrize("option", [{"length": 1}, {"dim": 0}, {"lenght": 9}])
 def test_options_that_make_no_ranker_are_refused(name: str, option: dict[str, int]) -> None:
-    """Sessions of no length, vectors of no width, names that are none."""
+    """Sessions of one item, vectors of no width, names that are none."""
     with pytest.raises(ValidationError):
         SESSION_RANKERS[name].Config(**option)
 
