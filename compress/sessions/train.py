@@ -327,5 +327,6 @@ def _rank(student: Student, table: Tensor, rows: Tensor, target: Tensor) -> Tens
         scores = torch.logaddexp(scores, mass.log())
     known = target >= 0
     own = scores.gather(1, target.clamp(min=0).unsqueeze(1))
-    ranks = (scores >= own).sum(1).double()
+    # What is not a number is no better than any item: weights that diverged must not win.
+    ranks = (~(scores < own)).sum(1).double()
     return torch.where(known, ranks, torch.full_like(ranks, math.inf))

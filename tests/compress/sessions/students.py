@@ -33,7 +33,7 @@ def new_ranker(name: str, seed: int = 0, **options: Any) -> SessionRanker:
     """A ranker as training begins with it."""
     kind = SESSION_RANKERS[name]
     torch.manual_seed(seed)
-    return kind(kind.Config(**({"dim": DIM} if kind.USES_VECTORS else {}), **options))
+    return kind(kind.Config(**{"dim": DIM if kind.USES_VECTORS else 1, **options}))
 
 
 def drawn_ranker(name: str, seed: int = 0, **options: Any) -> SessionRanker:
