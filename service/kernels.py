@@ -28,6 +28,8 @@ Codes = NDArray[Any]  # uint8 or uint16
 Blocks = NDArray[np.uint8]  # (⌈N / 32⌉, pairs, 32)
 Heap = tuple[Floats, Rows]
 
+AHEAD: Final = 32  # rows that are asked for before they are read: a miss takes as long as 32 hits
+CACHE_LINE: Final = 64  # bytes
 LANES: Final = 32  # items of a block
 HALF_BYTE: Final = 16  # codes that four bits tell apart
 MOST_BOOKS: Final = 256  # so many bytes add up to no more than 16 bits hold
@@ -87,6 +89,25 @@ def best_of(scores: Floats, count: int) -> Heap:
     return best, rows
 
 
+@intrinsic
+def _prefetch(_: Any, array: Any, _row: Any, _offset: Any) -> Any:
+    """Ask for the bytes of a row of an array, from an offset on, before they are needed."""
+    number = ir.IntType(32)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, values[0])
+        width = cgutils.unpack_tuple(builder, held.strides)[0]
+        data = builder.bitcast(held.data, ir.IntType(8).as_pointer())
+        place = builder.add(builder.mul(values[1], width), values[2])
+        kind = ir.FunctionType(ir.VoidType(), [data.type, number, number, number])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # For reading, to be kept in all caches, data.
+        builder.call(ask, [builder.gep(data, [place]), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
+
+
 # Codes of one or two bytes, item by item
 
 
@@ -94,7 +115,11 @@ def best_of(scores: Floats, count: int) -> Heap:
 def taken(codes: Codes, rows: Rows, tables: Floats) -> Floats:
     """(n,) scores of the items of ``rows``, by codes (N, M) and tables (M, K)."""
     found = np.empty(len(rows), np.float32)
+    for i in range(min(AHEAD, len(rows))):
+        _prefetch(codes, rows[i], 0)
     for i in range(len(rows)):
+        if i + AHEAD < len(rows):
+            _prefetch(codes, rows[i + AHEAD], 0)
         score = np.float32(0)
         for m in range(codes.shape[1]):
             score += tables[m, codes[rows[i], m]]
@@ -154,11 +179,21 @@ def _exact(blocks: Blocks, row: int, tables: Floats) -> float:
     return score
 
 
+@njit(nogil=True)
+def _prefetch_block(blocks: Blocks, row: int) -> None:
+    for offset in range(0, blocks.shape[1] * LANES, CACHE_LINE):
+        _prefetch(blocks, row // LANES, offset)
+
+
 @njit([_SCORES(_BLOCKS, _ROWS, _TABLES)], nogil=True)
 def taken_from_blocks(blocks: Blocks, rows: Rows, tables: Floats) -> Floats:
     """(n,) scores of the items of ``rows``, by codes in blocks and tables (M, 16), M even."""
     found = np.empty(len(rows), np.float32)
+    for i in range(min(AHEAD, len(rows))):
+        _prefetch_block(blocks, rows[i])
     for i in range(len(rows)):
+        if i + AHEAD < len(rows):
+            _prefetch_block(blocks, rows[i + AHEAD])
         found[i] = _exact(blocks, rows[i], tables)
     return found
 
