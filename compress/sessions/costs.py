@@ -7,16 +7,18 @@ from typing import Final
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from compress.graph import SessionGraph
 from model_store.bundle import GRAPH_FILE, ITEM_IDS_FILE, Bundle
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable, ItemVectors
+from model_store.item_vectors import CodedTable, FactoredTable, ItemVectors
 from model_store.manifest import Resources
 
 TABLE: Final = "item table"
 ROUNDS: Final = 300
 SESSION_LENGTH: Final = 10
+FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def bytes_by_part(root: Path) -> dict[str, int]:
@@ -41,7 +43,9 @@ def resources(bundle: Bundle, us: float | None) -> Resources:
     if isinstance(table, CodedTable):
         books, size, width = table.codebooks.shape
         flops = {"candidate": books, "sub-scores, once a request": 2 * books * size * width}
-    weights = onnx.load(str(bundle.path(bundle.manifest.graph))).graph.initializer
+    graph = onnx.load(bundle.path(bundle.manifest.graph)).graph
+    # Single numbers and whole ones are the exporter's: factors, shapes, places.
+    weights = [w for w in graph.initializer if w.data_type in FLOATS and w.dims]
     numbers = sum(int(np.prod(weight.dims)) for weight in weights)
     return Resources(
         flops=flops["candidate"],
@@ -53,6 +57,9 @@ def resources(bundle: Bundle, us: float | None) -> Resources:
 
 
 def _numbers(table: ItemVectors) -> int:
+    """As the papers count them (papers.md §2.3): a code that is stored is one, too."""
+    if isinstance(table, FactoredTable):
+        return sum(core.size for core in table.cores)
     if isinstance(table, CodedTable):
         stored = table.codes.size if table.codes_spec is None else 0
         return int(stored + table.codebooks.size)
@@ -79,10 +86,7 @@ def achieved(dense: Bundle, coded: Bundle) -> dict[str, float]:
         items, books = table.codes.shape
         size = table.codebooks.shape[1]
         found |= {
-            # Each code counted as one float, as the papers do (papers.md §2.3).
-            "table compression, papers' count": items
-            * table.dim
-            / (table.codebooks.size + items * books),
+            "table compression, papers' count": items * table.dim / _numbers(table),
             "items that share all their codes": float(
                 items - len(np.unique(np.asarray(table.codes), axis=0))
             ),
