@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from model_store.bundle import Bundle
 from model_store.errors import StoreError
-from model_store.manifest import Card, FeatureSpec, Manifest, SessionCard
+from model_store.manifest import Card, FeatureSpec, Manifest, SessionCard, SessionSpec
 from model_store.store import DEFAULT_ALIAS, Entry, Store, open_store, parse_ref
+
+SHOWN_METRICS: Final = ("P@20", "NDCG@10")  # of a session ranker, where its card has them
 
 Row = Sequence[str]
 Command = Callable[[Store, argparse.Namespace], int]
@@ -74,7 +76,8 @@ def _show(store: Store, options: argparse.Namespace) -> int:
     aliases = [alias for alias, named in store.aliases(name).items() if named == version]
     print(_table(_facts(bundle, f"{name}@{version}", aliases)))
     features = [_feature_row(spec) for spec in bundle.manifest.features]
-    print("\n" + _table([("FEATURE", "SIDE", "KIND", "ENCODING", "INPUT"), *features]))
+    if features:
+        print("\n" + _table([("FEATURE", "SIDE", "KIND", "ENCODING", "INPUT"), *features]))
     return 0
 
 
@@ -92,6 +95,8 @@ def _facts(bundle: Bundle, ref: str, aliases: Sequence[str]) -> list[Row]:
         "outputs": _tensors((t.name, t.dtype, t.shape) for t in manifest.outputs),
         "items": _items(manifest),
     }
+    if manifest.session is not None:
+        facts |= _session_form(manifest.session)
     facts |= _session_facts(card) if isinstance(card, SessionCard) else _click_facts(card)
     return list(facts.items())
 
@@ -116,11 +121,18 @@ def _session_facts(card: SessionCard) -> dict[str, str]:
     }
     for result in card.results:
         before, after = result.dense.metrics, result.coded.metrics
-        facts[f"NDCG@10, seed {result.seed}"] = (
-            f"dense {before['NDCG@10']:.5f}, coded {after['NDCG@10']:.5f} "
-            f"on {result.coded.rows} rows"
-        )
+        for metric in [shown for shown in SHOWN_METRICS if shown in before and shown in after]:
+            facts[f"{metric}, seed {result.seed}"] = (
+                f"dense {before[metric]:.5f}, coded {after[metric]:.5f} on {result.coded.rows} rows"
+            )
     return facts
+
+
+def _session_form(session: SessionSpec) -> dict[str, str]:
+    """How a session ranker keeps its items, and how much of a session it takes."""
+    form = "none" if session.vectors is None else f"{session.vectors.type}, {session.dim} numbers"
+    counted = "none" if session.neighbours is None else "what followed what"
+    return {"vectors": form, "neighbours": counted, "session": f"the newest {session.length}"}
 
 
 def _items(manifest: Manifest) -> str:

@@ -204,9 +204,10 @@ class Bundle:
             vectors = load_vectors(spec.vectors, spec.items, self.path)
         if spec.neighbours is not None:
             neighbours = Neighbours.load(spec.neighbours, spec.items, self.path)
-        if vectors is not None and vectors.dim != spec.dim:
+        dim = 1 if vectors is None else vectors.dim
+        if dim != spec.dim:
             raise BundleCorrupt(
-                f"{self.root}: item vectors of {vectors.dim} numbers, the manifest says {spec.dim}"
+                f"{self.root}: item vectors of {dim} numbers, the manifest says {spec.dim}"
             )
         return SessionTable(ids, vectors, neighbours)
 

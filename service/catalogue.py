@@ -89,19 +89,19 @@ class Catalogue:
         Raises:
             BundleCorrupt: ids, vectors and neighbours do not fit each other.
         """
-        table, spec = bundle.session_table(), bundle.manifest.session
-        if table is None or spec is None:
+        table = bundle.session_table()
+        if table is None:
             raise ValueError(f"{bundle.root}: the bundle holds no session ranker")
-        return cls._of(table, spec)
+        return cls._of(table)
 
     @classmethod
-    def _of(cls, table: SessionTable, spec: SessionSpec) -> Self:
+    def _of(cls, table: SessionTable) -> Self:
         ids, vectors = table.ids, table.vectors
         base = Base(
             ids=ids,
             row_of={item: row for row, item in enumerate(ids)},
             vectors=None if vectors is None else fastest(vectors),
-            mean=np.zeros(spec.dim, np.float32) if vectors is None else vectors.mean(),
+            mean=np.zeros(1, np.float32) if vectors is None else vectors.mean(),
             neighbours=table.neighbours,
             form=FreshForm(vectors),
         )
@@ -149,13 +149,13 @@ class Catalogue:
     def unpack(cls, blobs: Blobs, bundle: Bundle) -> Self | None:
         """From what `pack` made of that bundle, None if it is not that."""
         spec = bundle.manifest.session
-        if spec is None:
-            return None
         try:
             ids = orjson.loads(blobs[_IDS])
             arrays = dict(_array(name, blob) for name, blob in blobs.items() if name != _IDS)
+            if spec is None or len(ids) != spec.items:
+                return None
             table = SessionTable(ids, _vectors(arrays, spec, bundle), _neighbours(arrays, spec))
-            return cls._of(table, spec) if len(ids) == spec.items else None
+            return cls._of(table)
         except (KeyError, TypeError, ValueError):
             return None
 

@@ -20,7 +20,7 @@ from service.errors import ItemsRefused
 BEAM: Final = 32
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A fresh item, as the journal and the cache keep it: by codes or by vector."""
 
     id: str

@@ -267,7 +267,7 @@ def make_ranking(opened: OpenedVersion, table: Catalogue) -> SessionRanking:
     """
     bundle, manifest = opened.bundle, opened.bundle.manifest
     if manifest.session is None:
-        raise BundleRejected("the bundle holds no session ranker")
+        raise BundleRejected(f"{bundle.root}: the bundle holds no session ranker")
     return SessionRanking(
         name=opened.name,
         version=opened.version,

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from model_store.__main__ import main, short, size
-from model_store.bundle import Bundle
-from model_store.manifest import Card, Quality, Resources, SeedResult
+from model_store.bundle import Bundle, seal
+from model_store.manifest import (
+    Card,
+    Quality,
+    Resources,
+    SeedResult,
+    SessionQuality,
+    SessionSeed,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +106,33 @@ def test_show_of_a_plain_bundle(
 
     assert "AUC, seed 3  dense 0.75000, slim 0.75000 on 10 rows" in text
     assert text.count("none") == 2
+
+
+def test_show_of_a_session_ranker(
+    tmp_path: Path, session_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its item table is, what it cost, and its quality by seed, as far as the card says."""
+    quality = SessionQuality(metrics={"NDCG@10": 0.25, "P@1": 0.5}, rows=10, sessions=4)
+    card = session_bundle.manifest.card.model_copy(
+        update={"results": (SessionSeed(seed=3, dense=quality, coded=quality),)}
+    )
+    manifest = session_bundle.manifest.model_copy(update={"card": card})
+    bundle = seal(session_bundle.root, manifest)
+    run(tmp_path / "store", "publish", f"{bundle.root}", "session")
+    assert run(tmp_path / "store", "show", "session@1") == 0
+    text = capsys.readouterr().out
+
+    for part in (
+        "codes item table of gru4rec, seed 0",
+        "items            3",
+        "vectors          codes, 2 numbers",
+        "neighbours       what followed what",
+        "session          the newest 4",
+        "NDCG@10, seed 3  dense 0.25000, coded 0.25000 on 10 rows",
+    ):
+        assert part in text
+    assert "P@20" not in text
+    assert "FEATURE" not in text
 
 
 def test_show_prints_json(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

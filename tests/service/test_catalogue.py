@@ -7,10 +7,13 @@ import numpy as np
 import orjson
 import pytest
 
-from model_store.bundle import Bundle
+from model_store.bundle import Bundle, open_bundle
+from model_store.store import OpenedVersion
 from service.caches import Blob
 from service.catalogue import Catalogue
+from service.errors import BundleRejected
 from service.fresh import Fresh, Placed, Record
+from service.session_ranking import make_ranking
 from tests.service.sessions import DIM, FORMS, IDS, ITEMS, World
 
 QUERY = np.array([1.0, -0.5, 2.0, 0.25], np.float32)
@@ -85,10 +88,11 @@ Harm = Callable[[dict[str, Blob]], object]
         lambda blobs: blobs.update({"codes:<u2:40x2": b"\xff\xff" * 80}),
         lambda blobs: blobs.update({"codebooks:<f4:1x256x8": blobs.pop("codebooks:<f4:2x256x4")}),
         lambda blobs: blobs.update({"offsets:<i4:41": bytes(164)}),
+        lambda blobs: blobs.update({"items:<i4:77": b"\xff" * 308}),
         lambda blobs: blobs.update({"strange": b""}),
     ],
     ids=["no ids", "no JSON", "fewer ids", "no codes", "short", "another shape", "objects",
-         "out of range", "other codebooks", "no neighbours", "a stranger"],
+         "out of range", "other codebooks", "no rows", "no neighbours", "a stranger"],
 )  # fmt: skip
 def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
     """Codes are looked up unchecked, so what comes from a cache is checked as a bundle is."""
@@ -97,6 +101,30 @@ def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
     harm(blobs)
 
     assert Catalogue.unpack(blobs, bundle) is None
+
+
+def test_a_click_through_bundle_has_no_such_catalogue(bundles: Path) -> None:
+    """Neither in its files nor in a cache; nor is a session ranker made of it."""
+    bundle = open_bundle(bundles / "one")
+
+    with pytest.raises(ValueError, match="holds no session ranker"):
+        Catalogue.read(bundle)
+    assert Catalogue.unpack({"ids": b"[]"}, bundle) is None
+    with pytest.raises(BundleRejected, match="holds no session ranker"):
+        make_ranking(OpenedVersion(bundle, "ctr", "1"), None)  # type: ignore[arg-type]
+
+
+def test_ids_alone_may_be_all(tmp_path: Path) -> None:
+    """A ranker that only repeats has neither vectors nor neighbours."""
+    bundle = World(None, ("repeat",)).write(tmp_path / "bundle")
+    read = Catalogue.read(bundle)
+    found = Catalogue.unpack(read.pack(), bundle)
+
+    assert found is not None
+    assert read.pack().keys() == {"ids"}
+    assert found.base.vectors is found.base.neighbours is None
+    assert found.vectors(ROWS).tolist() == [[0.0]] * ITEMS
+    assert found.nbytes == 0
 
 
 def test_codes_in_blocks_are_checked_as_well(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_record_is_packed_with_its_place() -> None:
     """For the cache, as text that people can read."""
     placed = Placed(12, Record("é 1", codes=(1, 2)))
 
-    assert placed.pack() == '12 {"id":"é 1","codes":[1,2],"vector":null}'.encode()
+    assert placed.pack() == '12 {"id":"é 1","codes":[1,2]}'.encode()
     assert Placed.unpack(placed.pack()) == placed
     for damaged in (b"", b"x {}", b"1 {", b'1 {"id": 3}', b'1 {"id": "x", "more": 1}', b"1 \xff"):
         with pytest.raises(ValueError):  # noqa: PT011  of several kinds
@@ -384,6 +384,26 @@ async def test_a_store_that_cannot_be_written_refuses(
     assert (reply.status_code, reply.json()["code"]) == (409, "items_refused")
     assert "nothing was added" in reply.json()["detail"]
     assert not known
+
+
+async def test_a_store_that_goes_away_leaves_fresh_items_served(
+    serve: Serve, store: Store, world: World
+) -> None:
+    """What was read is kept; it is logged, and read on once the store is back."""
+    async with serve(models=SESSION) as client:
+        await add(client, {"id": "new", "seen_with": ["i3"]})
+        fresh = Path(store.url) / "session/fresh/1/items.jsonl"
+        kept = fresh.rename(fresh.with_name("kept"))
+        fresh.mkdir()
+        await client.service.parts.loader.sync()
+        known = [await knows(client, "new")]
+        fresh.rmdir()
+        kept.rename(fresh)
+        store.add_fresh("session", "1", [b'{"id": "more", "codes": [0, 0]}'])
+        await client.service.parts.loader.sync()
+        known += [await knows(client, "new"), await knows(client, "more")]
+
+    assert known == [True, True, True]
 
 
 @pytest.mark.parametrize(

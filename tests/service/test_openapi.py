@@ -21,6 +21,7 @@ from model_store.store import open_store
 from service.app import Service, create_app
 from service.problems import CODES
 from service.settings import Settings
+from tests.service.sessions import FORMS, World
 
 REPEATABLE: Any = {"deadline": None, "derandomize": True, "database": None}
 CONFORMANCE = [
@@ -33,11 +34,22 @@ CONFORMANCE = [
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, bundles: Path) -> Service:
-    """A service with one model."""
-    store = open_store(str(tmp_path_factory.mktemp("openapi") / "store"))
+    """A service with a click-through ranker, which is the default, and a session ranker."""
+    root = tmp_path_factory.mktemp("openapi")
+    store = open_store(str(root / "store"))
     store.publish(bundles / "one", "ctr")
-    store.set_alias("ctr", "prod", "1")
-    return create_app(Settings(store=store.url, models=("ctr",), store_poll_s=0, request_log=False))
+    store.publish(World(FORMS["4 bits"]()).write(root / "session").root, "session")
+    for name in ("ctr", "session"):
+        store.set_alias(name, "prod", "1")
+    return create_app(
+        Settings(
+            store=store.url,
+            models=("ctr", "session"),
+            default_model="ctr",
+            store_poll_s=0,
+            request_log=False,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +154,7 @@ bodies = st.fixed_dictionaries(
     {"candidates": st.lists(ids, max_size=6) | st.lists(rows, max_size=4) | columns | anything},
     optional={
         "id": ids,
-        "model": st.sampled_from(["ctr", "ctr@1", "no"]) | anything,
+        "model": st.sampled_from(["ctr", "ctr@1", "session", "no"]) | anything,
         "user": st.dictionaries(
             st.sampled_from(["age", "occupation", "zip", "q"]), values, max_size=4
         ),
@@ -174,10 +186,57 @@ def _negative_price(body: Any) -> bool:
     return "-" in json.dumps(body["candidates"]) and "price" in json.dumps(body["candidates"])
 
 
+searches = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": ids,
+        "model": st.sampled_from(["ctr", "session", "no"]) | anything,
+        "user": st.dictionaries(st.sampled_from(["age", "zip", "q"]), values, max_size=3),
+        "session_items": st.lists(ids, max_size=5) | anything,
+        "exclude": st.lists(ids, max_size=5) | anything,
+        "top_k": st.integers() | anything,
+        "shape": st.sampled_from(["items", "columns"]) | anything,
+    },
+)
+
+
+@settings(max_examples=200, **REPEATABLE)
+@given(body=searches | anything)
+def test_no_search_breaks_the_service(client: TestClient, body: Any) -> None:
+    """Any JSON is answered or refused with a typed problem."""
+    reply = client.post("/recommend", content=json.dumps(body).encode())
+
+    assert reply.status_code in {200, 400, 404, 422}
+
+
+numbers = st.floats() | st.integers(-5, 5)
+new_items = st.fixed_dictionaries(
+    {"id": ids},
+    optional={
+        "seen_with": st.lists(ids, max_size=3) | anything,
+        "vector": st.lists(numbers, min_size=4, max_size=4) | st.lists(numbers) | anything,
+    },
+)
+
+
+@settings(max_examples=200, **REPEATABLE)
+@given(body=st.fixed_dictionaries({"items": st.lists(new_items, max_size=3) | anything}) | anything)
+def test_no_addition_breaks_the_service(client: TestClient, body: Any) -> None:
+    """Any JSON is added or refused with a typed problem, and scores stay numbers."""
+    headers = {"Content-Type": "application/json"}
+    content = json.dumps(body).encode()
+    reply = client.post("/models/session/items", content=content, headers=headers)
+    ranked = client.post("/recommend", json={"model": "session", "top_k": 2000})
+
+    assert reply.status_code in {200, 400, 422}
+    assert ranked.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/rank", "/recommend"])
 @settings(max_examples=200, **REPEATABLE)
 @given(body=st.binary(max_size=200))
-def test_no_bytes_break_the_service(client: TestClient, body: bytes) -> None:
+def test_no_bytes_break_the_service(client: TestClient, path: str, body: bytes) -> None:
     """Any bytes are refused."""
-    reply = client.post("/rank", content=body)
+    reply = client.post(path, content=body)
 
     assert reply.status_code in {400, 422}

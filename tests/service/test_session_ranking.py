@@ -506,7 +506,7 @@ async def test_codes_out_of_range_never_serve(
     ("change", "said"),
     [
         ({"session": {"neighbours": None}}, "the graph answers with follow, and there is nothing"),
-        ({"session": {"vectors": None}}, "the graph answers with query, and there is nothing"),
+        ({"session": {"vectors": None}}, "item vectors of 1 numbers, the manifest says 4"),
         ({"session": {"items": 41}}, "holds 40 items, the manifest says 41"),
         ({"session": {"dim": 5}}, "item vectors of 4 numbers, the manifest says 5"),
         ({"outputs": ()}, "a session ranker has some of query, repeat, follow"),
@@ -534,6 +534,17 @@ async def test_a_session_bundle_that_contradicts_itself_is_refused(
     _seal_again(folder, **change)
 
     assert said in await refusal(serve, store, folder)
+
+
+async def test_a_query_needs_vectors(
+    serve: Serve, store: Store, world: World, tmp_path: Path
+) -> None:
+    """A graph with that output and a bundle without item vectors do not fit."""
+    folder = World(None, ("query", "repeat")).write(tmp_path / "odd").root
+
+    assert "the graph answers with query, and there is nothing" in await refusal(
+        serve, store, folder
+    )
 
 
 class _Encoder(OrtEncoder):
