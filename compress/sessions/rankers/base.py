@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from compress.config import Frozen
 from compress.sessions.data import Sessions
@@ -70,7 +71,8 @@ class SessionRanker(nn.Module, ABC):
         self.config = config
         self.neighbours: Neighbours | None = None
         # Stands before every session, as if it were an item: what an empty session is made of.
-        self.start = nn.Parameter(torch.zeros(config.dim))
+        # As long as an item: a query of no length has no direction, and gradients without bound.
+        self.start = nn.Parameter(F.normalize(torch.randn(config.dim), dim=0))
 
     @abstractmethod
     def forward(self, vectors: Tensor) -> Ways:

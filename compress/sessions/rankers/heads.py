@@ -17,19 +17,23 @@ WIDTH = 32
 
 
 class QueryHead(nn.Module):
-    """W h and what is given besides, of length ``scale`` (0: of any length)."""
+    """What stands for the session, of length ``scale`` (0: of any length); W h where it is hidden.
 
-    def __init__(self, dim: int, scale: float, dropout: float) -> None:
+    Args:
+        dim: D.
+        scale: the query's length.
+        dropout: of its entries, in training.
+        among_items: whether it is an average of item vectors, which is left where it is.
+    """
+
+    def __init__(self, dim: int, scale: float, dropout: float, *, among_items: bool = False):
         super().__init__()
-        self.out = nn.Linear(dim, dim)
+        self.out = nn.Identity() if among_items else nn.Linear(dim, dim)
         self.scale, self.dropout = scale, dropout
 
-    def forward(self, hidden: Tensor, besides: Tensor | None = None) -> Tensor:
+    def forward(self, session: Tensor) -> Tensor:
         """(…, D) -> (…, D)."""
-        query = self.out(hidden)
-        if besides is not None:
-            query = query + besides
-        query = F.dropout(query, self.dropout, self.training)
+        query: Tensor = F.dropout(self.out(session), self.dropout, self.training)
         return F.normalize(query, dim=-1) * self.scale if self.scale else query
 
 

@@ -5,13 +5,14 @@
     last        θ_l = W h_l
     attention   θ_l = W sum_{t<=l} α_lt h_t,   α_lt = f · sigmoid(W1 h̄_l + W2 h_t + c),
                 h̄_l the mean of h_1 … h_l
-    items       θ_l = sum_{t<=l} β_lt e_t + W h_l,   β_lt = softmax_t(h_l · A h_t - b_{l-t})
+    items       θ_l = sum_{t<=l} β_lt e_t,   β_lt = softmax_t(A h_l · B h_t - b_{l-t})
     score       scale · θ_l / |θ_l| · e_v
 
 ``last`` is Kang & McAuley 2018; ``attention`` the variant of EODRec (papers.md §2.1) without its
 fault: h̄ is the mean over real positions, not over padding. ``items`` keeps the session among the
-vectors that it is compared with, as CORE (Hou et al. 2022) does; W starts at zero, so that training
-begins with an average of the latest items, and item vectors that are good already stay so.
+vectors that it is compared with, as CORE (Hou et al. 2022) does: training begins with an average of
+the latest items, and item vectors that are good already stay so. A term W h_l besides was tried: on
+Tmall it learned the training sessions by heart (docs/sessions.md).
 """
 
 import math
@@ -39,7 +40,6 @@ class SasRecConfig(SessionRankerConfig):
 
     Attributes:
         pooling: what stands for the session; see above.
-        item_dropout: share of the session's items that training hides.
         scale: of the query, which has unit length otherwise; 0 leaves its length free.
         repeat: whether the session's own items get a share of the score.
     """
@@ -48,7 +48,6 @@ class SasRecConfig(SessionRankerConfig):
     layers: int = Field(default=1, ge=1)
     heads: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
-    item_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     pooling: Literal["items", "last", "attention"] = "items"
     scale: float = Field(default=12.0, ge=0.0)
     repeat: bool = True
@@ -144,24 +143,20 @@ class SasRec(SessionRanker):
         )
         self.soft = SoftAttention(dim) if config.pooling == "attention" else None
         self.pool = ItemPool(dim, config.length + 1) if config.pooling == "items" else None
-        self.query = QueryHead(dim, config.scale, config.dropout)
-        if self.pool is not None:
-            nn.init.zeros_(self.query.out.weight)
-            nn.init.zeros_(self.query.out.bias)
+        among_items = self.pool is not None
+        self.query = QueryHead(dim, config.scale, config.dropout, among_items=among_items)
         self.repeat = RepeatHead(dim, config.length + 1) if config.repeat else None
 
     def forward(self, vectors: Tensor) -> Ways:
         """(B, L, D) -> the ways at each position."""
         config, length = self.config, vectors.shape[1]
-        if self.training and config.item_dropout:
-            kept = torch.rand(*vectors.shape[:2], 1) >= config.item_dropout
-            vectors = vectors * kept
         # Unit vectors beside positions of 0.02 an entry: as large as the usual embeddings.
         hidden = self.norm(vectors * math.sqrt(config.dim) + self.positions[:length])
         hidden = F.dropout(hidden, config.dropout, self.training)
         for block in self.blocks:
             hidden = block(hidden)
         pooled = hidden if self.soft is None else self.soft(hidden)
-        average = None if self.pool is None else self.pool(vectors, hidden)
+        if self.pool is not None:
+            pooled = self.pool(vectors, hidden)
         repeat = None if self.repeat is None else self.repeat(hidden)
-        return Ways(self.query(pooled, average), repeat, None)
+        return Ways(self.query(pooled), repeat, None)
