@@ -187,9 +187,9 @@ def test_every_parameter_takes_part(case: Case) -> None:
             assert parameter.grad.abs().max() > 1e-4, what
 
 
-def test_dropout_and_hidden_items_are_of_training_alone() -> None:
+def test_dropout_is_of_training_alone() -> None:
     """In evaluation a ranker is a function."""
-    ranker = drawn_ranker("sasrec", dropout=0.5, item_dropout=0.5)
+    ranker = drawn_ranker("sasrec", dropout=0.5)
     some = vectors(ranker, 2, 7)
 
     assert_alike(ranker.encode(some), ranker.encode(some))
