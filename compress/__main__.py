@@ -153,6 +153,42 @@ def report(
     print(output)
 
 
+@app.command()
+def encode(
+    *,
+    embeddings: Annotated[Path, typer.Option(help="npy file, (items, width) floats.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not be there yet.")],
+    codes: Annotated[
+        str, typer.Option(help="MxK: M codebooks of K codewords; an item takes M·log2(K) bits.")
+    ] = "8x256",
+    method: Annotated[
+        str, typer.Option(help="rq (nearest), pq (smallest codebooks) or opq.")
+    ] = "rq",
+    kept_as: Annotated[
+        str, typer.Option(help="Precision of the codebooks: float32, float16 or int8.")
+    ] = "float16",
+    ids: Annotated[Path | None, typer.Option(help="Text file, an item's id in each line.")] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(help="npy file, (items,) clicks: frequent items get better codes."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="One seed, one outcome.")] = 0,
+) -> None:
+    """Compress a table of item vectors into codes and codebooks; prints a summary as JSON."""
+    from compress.progress import terminal
+    from compress.sessions.encode import encode as encode_table
+    from compress.sessions.encode import read
+
+    table = read(embeddings, ids, counts)
+    with terminal() as progress:
+        summary = encode_table(
+            table, out, codes=codes, method=method, kept_as=kept_as, seed=seed, progress=progress
+        )
+    if repeated := summary.costs.duplicate_rows:
+        print(f"warning: rows that repeat an earlier one: {repeated:,}", file=sys.stderr)
+    print(summary.model_dump_json(indent=2))
+
+
 def _show(outcome: "Outcome", name: str, store: str) -> None:
     from rich.console import Console
     from rich.table import Table
