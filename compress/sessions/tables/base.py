@@ -65,12 +65,20 @@ class TableMethod(Protocol):
 
     Config: ClassVar[type[Frozen]]
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table (items, dim): to be asked before a teacher is trained.
+
+        Raises:
+            ConfigError: it does not (K^M below the number of items).
+        """
+        ...
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> ItemTable:
         """A smaller table near the teacher's, ready to be trained on end to end.
 
         Raises:
-            ConfigError: the config does not fit the table (K^M below the number of items).
+            ConfigError: the config does not fit the teacher.
         """
         ...

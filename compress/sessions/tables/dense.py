@@ -58,6 +58,10 @@ class Dense:
 
     Config: ClassVar[type[Frozen]] = DenseConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Any table will do."""
+        del config, items, dim
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> DenseItems:

@@ -172,17 +172,27 @@ class Eodrec:
 
     Config: ClassVar[type[Frozen]] = EodrecConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table of so many items.
+
+        Raises:
+            ConfigError: K^M below N, or K no power of two.
+        """
+        del dim
+        config = cast("EodrecConfig", config)
+        check_codes(config.num_codebooks, config.codebook_size, items)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> EodrecItems:
         """Stage B.
 
         Raises:
-            ConfigError: K^M below N, or K no power of two.
+            ConfigError: see `check`.
         """
         config = cast("EodrecConfig", config)
         X, weights = teacher.vectors, importance(teacher.counts, config.frequency)
-        check_codes(config.num_codebooks, config.codebook_size, len(X))
+        self.check(config, *X.shape)
         stage = _StageB(X, weights, config, generator, progress)
         codes, codebooks, encoder = (
             stage.from_residuals() if config.start == "rq" else stage.fresh()

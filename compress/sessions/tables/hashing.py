@@ -16,7 +16,7 @@ from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import PATTERN, CodedItems, CodesConfig, check_apart
 from compress.sessions.tables.kmeans import importance
-from compress.sessions.tables.qr import fitted_to_rows
+from compress.sessions.tables.qr import check_size, fitted_to_rows
 from model_store.manifest import HashedCodes
 
 PRIME = 2_147_483_647
@@ -37,19 +37,31 @@ class Hashing:
 
     Config: ClassVar[type[Frozen]] = HashingConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table of so many items.
+
+        Raises:
+            ConfigError: K^M below N, K not below N, or K over 65,536.
+        """
+        del dim
+        config = cast("HashingConfig", config)
+        K = config.codebook_size
+        check_apart(config.num_codebooks, K, items)
+        if items <= K:
+            raise ConfigError(f"codes={config.codes}: {items} items need no hash into {K}")
+        check_size(K)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> CodedItems:
         """A table as near the teacher's as its hashes let it.
 
         Raises:
-            ConfigError: K^M below N, or K not below N.
+            ConfigError: see `check`.
         """
         config = cast("HashingConfig", config)
         X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
-        check_apart(M, K, len(X))
-        if len(X) <= K:
-            raise ConfigError(f"codes={config.codes}: {len(X)} items need no hash into {K}")
+        self.check(config, *X.shape)
         factors = torch.randint(1, PRIME, (M,), generator=generator).tolist()
         spec = HashedCodes(factors=tuple(factors), prime=PRIME)
         weights = importance(teacher.counts, config.frequency)

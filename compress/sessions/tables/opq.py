@@ -37,18 +37,27 @@ class Opq:
 
     Config: ClassVar[type[Frozen]] = StoredCodesConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table (items, dim).
+
+        Raises:
+            ConfigError: K^M below N, K no power of two, or M does not divide D.
+        """
+        config = cast("StoredCodesConfig", config)
+        check_codes(config.num_codebooks, config.codebook_size, items)
+        check_width(config.num_codebooks, dim)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> CodedItems:
         """A table near the teacher's.
 
         Raises:
-            ConfigError: K^M below N, K no power of two, or M does not divide D.
+            ConfigError: see `check`.
         """
         config = cast("StoredCodesConfig", config)
         X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
-        check_codes(M, K, len(X))
-        check_width(M, X.shape[1])
+        self.check(config, *X.shape)
         progress.step("rotation", 0, 1)
         R = rotation(X, M)
         progress.step("rotation", 1, 1)

@@ -43,16 +43,26 @@ class Qr:
 
     Config: ClassVar[type[Frozen]] = QrConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the codebooks hold so many items.
+
+        Raises:
+            ConfigError: a codebook would have more codewords than two bytes tell apart.
+        """
+        del dim
+        check_size(max(radices(items, cast("QrConfig", config).num_codebooks)))
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> CodedItems:
         """A table as near the teacher's as its rows let it.
 
         Raises:
-            ConfigError: two codebooks cannot hold so many items.
+            ConfigError: see `check`.
         """
         del generator
         config = cast("QrConfig", config)
+        self.check(config, *teacher.vectors.shape)
         spec = RadixCodes(radices=radices(len(teacher.vectors), config.num_codebooks))
         weights = importance(teacher.counts, config.frequency)
         return fitted_to_rows(
@@ -78,6 +88,18 @@ def radices(items: int, num_codebooks: int) -> tuple[int, ...]:
     return first, *[K] * (num_codebooks - 1)
 
 
+def check_size(K: int) -> None:
+    """Refuse more codewords than two bytes tell apart.
+
+    Raises:
+        ConfigError: K is over 65,536.
+    """
+    if K > MOST_CODES:
+        raise ConfigError(
+            f"{K} codewords in a codebook, expected at most {MOST_CODES}; take more codebooks"
+        )
+
+
 def fitted_to_rows(
     X: Tensor,
     spec: RadixCodes | HashedCodes,
@@ -87,15 +109,7 @@ def fitted_to_rows(
     kept_as: Precision,
     progress: Progress,
 ) -> CodedItems:
-    """Codebooks by least squares, for codes that follow from the rows.
-
-    Raises:
-        ConfigError: a codebook has more codewords than two bytes tell apart.
-    """
-    if K > MOST_CODES:
-        raise ConfigError(
-            f"{K} codewords in a codebook, expected at most {MOST_CODES}; take more codebooks"
-        )
+    """Codebooks by least squares, for codes that follow from the rows."""
     codes = torch.from_numpy(computed_codes(spec, len(X), K).astype("int64"))
     progress.step("codebooks", 0, 1)
     codebooks = fitted(X, codes, X.new_zeros(codes.shape[1], K, X.shape[1]), weights)

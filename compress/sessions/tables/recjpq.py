@@ -42,18 +42,27 @@ class RecJpq:
 
     Config: ClassVar[type[Frozen]] = StoredCodesConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table (items, dim).
+
+        Raises:
+            ConfigError: K^M below N, K no power of two, or M does not divide D.
+        """
+        config = cast("StoredCodesConfig", config)
+        check_codes(config.num_codebooks, config.codebook_size, items)
+        check_width(config.num_codebooks, dim)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> CodedItems:
         """A table with the sessions' codes, near the teacher's as far as they let it.
 
         Raises:
-            ConfigError: there are no sessions; K^M below N; M does not divide D; or the like.
+            ConfigError: see `check`; or there are no sessions.
         """
         config = cast("StoredCodesConfig", config)
         X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
-        check_codes(M, K, len(X))
-        check_width(M, X.shape[1])
+        self.check(config, *X.shape)
         if teacher.sessions is None:
             raise ConfigError("recjpq: its codes come from sessions, and there is only a table")
         progress.step("codes", 0, 1)

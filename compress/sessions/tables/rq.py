@@ -50,17 +50,27 @@ class Rq:
 
     Config: ClassVar[type[Frozen]] = RqConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table of so many items.
+
+        Raises:
+            ConfigError: K^M below N, or K no power of two.
+        """
+        del dim
+        config = cast("RqConfig", config)
+        check_codes(config.num_codebooks, config.codebook_size, items)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> CodedItems:
         """A table near the teacher's.
 
         Raises:
-            ConfigError: K^M below N, or K no power of two.
+            ConfigError: see `check`.
         """
         config = cast("RqConfig", config)
         X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
-        check_codes(M, K, len(X))
+        self.check(config, *X.shape)
         weights = importance(teacher.counts, config.frequency)
         codes, codebooks = residual_codes(X, weights, M, K, generator=generator, progress=progress)
         codes, codebooks = mended(

@@ -162,13 +162,21 @@ class Tt:
 
     Config: ClassVar[type[Frozen]] = TtConfig
 
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether factors, rank and bytes fit a table (items, dim).
+
+        Raises:
+            ConfigError: they do not.
+        """
+        shape_of(cast("TtConfig", config), items, dim)
+
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
     ) -> FactoredItems:
         """A table near the teacher's.
 
         Raises:
-            ConfigError: the factors do not fit the table, or not even the least rank the bytes.
+            ConfigError: see `check`.
         """
         config = cast("TtConfig", config)
         X = teacher.vectors

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.config import Section, configure
+from compress.config import ConfigError, Section, configure
 from compress.progress import Silent
 from compress.sessions.tables import TABLES, ItemTable, Teacher
 from model_store.item_vectors import CodedTable, FactoredTable, ItemVectors, load_vectors
@@ -97,6 +97,18 @@ def test_vectors_have_the_shape_of_the_rows(
         assert table(rows).shape == (2, 3, 16)
         assert table(rows[:, :0]).shape == (2, 0, 16)
     assert (table.items, table.dim) == teacher.vectors.shape
+
+
+@every
+def test_a_config_is_judged_before_there_is_a_teacher(name: str, options: dict[str, Any]) -> None:
+    """What builds passes the check by sizes alone; what its table is too large for does not."""
+    method, config = configure(TABLES, Section(type=name, **options), "table")
+
+    method().check(config, 300, 16)
+
+    if name not in {"dense", "int8", "qr", "tt", "sttd"}:
+        with pytest.raises(ConfigError):
+            method().check(config, 1 << 20, 16)
 
 
 @every
