@@ -52,13 +52,7 @@ from compress.stages import apart, publish, publish_faults, tools, write_whole
 from model_store.bundle import Bundle, open_bundle
 from model_store.errors import StoreError
 from model_store.item_vectors import ItemVectors
-from model_store.manifest import (
-    MANIFEST_FILE,
-    Resources,
-    SessionCard,
-    SessionQuality,
-    SessionSeed,
-)
+from model_store.manifest import Resources, SessionCard, SessionQuality, SessionSeed
 
 T = TypeVar("T")
 
@@ -66,6 +60,7 @@ KINDS: Final = ("dense", "coded")
 TEST_FILE: Final = "test.parquet"
 RANKS_FILE: Final = "ranks.npy"
 QUALITY_FILE: Final = "quality.json"
+TIMES_FILE: Final = "us_per_request.json"
 COMPARED: Final = ("NDCG@10", "MRR@20", "P@20")
 
 
@@ -143,10 +138,11 @@ def resolve(config: SessionRunConfig) -> Plan:
     source = _configured(SESSION_SOURCES, config.data, "data", faults)
     ranker = _configured(SESSION_RANKERS, config.ranker, "ranker", faults)
     table = _configured(TABLES, config.table, "table", faults)
+    free = {name: kind for name, kind in SESSION_RANKERS.items() if not kind.USES_VECTORS}
     floors = []
     for place, name in enumerate(config.floors):
         try:
-            floors.append(resolve_type(SESSION_RANKERS, Section(type=name), f"floors.{place}"))
+            floors.append(resolve_type(free, Section(type=name), f"floors.{place}"))
         except ConfigError as error:
             faults.append(str(error))
     if ranker is not None and not ranker[0].USES_VECTORS:
@@ -184,7 +180,7 @@ def run(plan: Plan, progress: Progress) -> Outcome:
 
 
 def teacher_key(plan: Plan) -> str:
-    """Of all that makes a teacher. Seeds, gate and store are no part of it."""
+    """Of all that makes a teacher: of the seeds the first alone, and neither gate nor store."""
     return _key(_teacher_parts(plan))
 
 
@@ -204,6 +200,8 @@ def _teacher_parts(plan: Plan) -> dict[str, Any]:
     return {
         "tools": tools(),
         "data": plan.source.fingerprint(),
+        # How long to train is chosen under it, for all seeds.
+        "first seed": config.seeds[0],
         "ranker": [config.ranker.type, plan.ranker_config.model_dump(mode="json")],
         **config.model_dump(mode="json", include={"train", "export", "threads"}),
     }
@@ -366,6 +364,8 @@ def new_student(
 ) -> tuple[Student, Distillation]:
     """The teacher's encoder with a compressed table, and the teacher's part in its loss."""
     plan, draw = site.plan, torch.Generator().manual_seed(seed)
+    # A teacher that was trained now, and not read back, has drawn from the common generator.
+    torch.manual_seed(seed)
     with torch.no_grad():
         vectors = teacher.table(torch.arange(teacher.table.items))
     counts = torch.from_numpy(sessions.counts())
@@ -453,12 +453,11 @@ def write_card(
 ) -> SessionCard:
     """Seal both bundles of the first seed under the card over all seeds."""
     first, dense, coded = seeds[0]
-    copied = dense_folder(site, first)
-    if not (copied / MANIFEST_FILE).exists():
-        shutil.rmtree(copied, ignore_errors=True)
-        shutil.copytree(dense.bundle.root, copied)
-    bundles = {"dense": open_bundle(copied), "coded": coded.bundle}
-    us = request_us([*bundles.values()], site.plan.config.export.timing_candidates)
+    bundles = {
+        "dense": copied(dense.bundle, dense_folder(site, first)),
+        "coded": coded.bundle,
+    }
+    us = measured_us(site, first, [*bundles.values()])
     owner = site.data.test.owner
     theirs = np.stack([one.ranks for _, one, _ in seeds])
     ours = np.stack([other.ranks for _, _, other in seeds])
@@ -496,17 +495,36 @@ def write_card(
     return seal(bundles, card)
 
 
+def copied(bundle: Bundle, folder: Path) -> Bundle:
+    """A bundle's copy, made now unless an earlier run has made it in full."""
+    try:
+        return open_bundle(folder)
+    except StoreError:
+        shutil.rmtree(folder, ignore_errors=True)  # not begun, or cut off
+    shutil.copytree(bundle.root, folder)
+    return open_bundle(folder)
+
+
+def measured_us(site: Site, seed: int, bundles: Sequence[Bundle]) -> list[float]:
+    """Microseconds a request; measured once, so that a run again seals the same bytes."""
+    path = site.folder / f"seed-{seed}" / TIMES_FILE
+    if not path.exists():
+        us = request_us(bundles, site.plan.config.export.timing_candidates)
+        write_whole(path, json.dumps(us))
+    return [float(each) for each in json.loads(path.read_text())]
+
+
 def seal(bundles: dict[str, Bundle], card: SessionCard) -> SessionCard:
     """Seal bundles under a card that tells their bytes, its own manifest's among them."""
     for _ in range(5):
         for kind, bundle in bundles.items():
             bundles[kind] = restate(bundle, card)
-        settled = card.model_copy(
-            update={
-                kind: resources(bundle, getattr(card, kind).us_per_request)
-                for kind, bundle in bundles.items()
-            }
-        )
+        costs: dict[str, Any] = {
+            kind: resources(bundle, getattr(card, kind).us_per_request)
+            for kind, bundle in bundles.items()
+        }
+        ratios = card.achieved | achieved(bundles["dense"], bundles["coded"])
+        settled = card.model_copy(update={**costs, "achieved": ratios})
         if settled == card:
             break
         card = settled

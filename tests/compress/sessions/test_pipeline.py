@@ -51,16 +51,20 @@ type = "sasrec"
 dim = 16
 dropout = 0.1
 [train]
+lr = 0.03
+table_lr = 0.1
 epochs = 2
-batch_clicks = 256
+batch_clicks = 128
 negatives = 20
 [table]
 type = "rq"
 codes = "2x16"
 rounds = 1
 [finetune]
+lr = 0.01
+table_lr = 0.03
 epochs = 2
-batch_clicks = 256
+batch_clicks = 128
 negatives = 20
 [distill]
 contrast = 0.2
@@ -191,7 +195,7 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
         ("seeds=[2, 1]", False, False),  # its first is the one that epochs are chosen under
         ("table.codes=2x32", True, False),
         ('table={type="pq", codes="2x16"}', True, False),
-        ("finetune.lr=0.01", True, False),
+        ("finetune.lr=0.02", True, False),
         ("distill.soft=0.1", True, False),
         ("train.lr=0.01", False, False),
         ("ranker.dropout=0.2", False, False),
@@ -455,21 +459,18 @@ def assert_as_uninterrupted(found: Outcome, outcome: Outcome) -> None:
         assert len(theirs) > 3
         assert ours == theirs
     assert found.card.results[0] == outcome.card.results[0]
-    assert found.card.floors == outcome.card.floors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "times"),
     [
-        ("own-items, seed 0: evaluate", 1),  # exported, not judged
-        ("seed 1: teacher, choose epochs", 2),  # in the second epoch
-        ("codes", 1),  # the chosen teacher trained, its table half compressed
-        ("seed 1: student, choose epochs", 2),
+        ("codes", 1),  # the teacher of the choice trained, its table half compressed
+        ("seed 1: student, choose epochs", 2),  # one epoch kept
         ("seed 1: teacher, all sessions", 1),
-        ("dense, seed 1: evaluate", 2),  # judged, the student not begun
+        ("dense, seed 1: evaluate", 1),  # exported, not judged
         ("seed 1: student, all sessions", 1),
-        ("coded, seed 1: evaluate", 1),
+        ("coded, seed 1: evaluate", 2),  # judged, times not taken
     ],
 )
 def test_a_run_stopped_in_any_stage_goes_on_to_the_same_bundles(
@@ -477,7 +478,7 @@ def test_a_run_stopped_in_any_stage_goes_on_to_the_same_bundles(
 ) -> None:
     """To the last bit of graph and items."""
     in_this_process(monkeypatch)
-    plan = planned(tmp_path, "seeds=[1]")
+    plan = planned(tmp_path, "seeds=[1]", "floors=[]")
     with pytest.raises(Stop):
         run(plan, StopIn(stage, times))
 
@@ -527,7 +528,7 @@ def test_a_run_stopped_at_its_end_goes_on_to_the_same_bundles(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lost", ["model.onnx", "SHA256SUMS", "manifest.json"])
+@pytest.mark.parametrize("lost", ["model.onnx", "SHA256SUMS"])
 def test_a_bundle_that_was_cut_off_is_made_again(
     outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lost: str
 ) -> None:
