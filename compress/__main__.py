@@ -16,6 +16,9 @@ import typer
 if TYPE_CHECKING:
     from compress.config import RunConfig
     from compress.pipeline import Outcome
+    from compress.progress import Progress
+    from model_store.bundle import Bundle
+    from model_store.manifest import Quality, SessionQuality
 
 REFUSED = 2  # the input cannot be used
 UNREAD = 1  # nobody reads on, as in `report … | head`
@@ -114,16 +117,35 @@ def evaluate(
         bool, typer.Option("--skip-bad", help="Count rows with a bad cell, and leave them out.")
     ] = False,
 ) -> None:
-    """Print a bundle's AUC, log loss and accuracy on a data file, as JSON."""
-    from compress.evaluate import evaluate as evaluate_bundle
+    """Print a bundle's quality on a data file (a session ranker's on prefixes), as JSON."""
     from compress.evaluate import find_bundle
     from compress.progress import terminal
 
     with terminal() as progress:
-        found = evaluate_bundle(
-            find_bundle(bundle, store), data, skip_bad=skip_bad, progress=progress
-        )
-    print(json.dumps({**found.quality.model_dump(), "skipped": found.skipped}))
+        found = find_bundle(bundle, store)
+        judge = _judge_click if found.manifest.session is None else _judge_session
+        quality, skipped = judge(found, data, skip_bad, progress)
+    print(json.dumps({**quality.model_dump(), "skipped": skipped}))
+
+
+def _judge_click(
+    bundle: "Bundle", data: Path, skip_bad: bool, progress: "Progress"
+) -> "tuple[Quality, int]":
+    from compress.evaluate import evaluate as evaluate_bundle
+
+    found = evaluate_bundle(bundle, data, skip_bad=skip_bad, progress=progress)
+    return found.quality, found.skipped
+
+
+def _judge_session(
+    bundle: "Bundle", data: Path, skip_bad: bool, progress: "Progress"
+) -> "tuple[SessionQuality, int]":
+    from compress.data.base import Tally
+    from compress.sessions.evaluate import evaluate_file
+
+    tally = Tally()
+    found = evaluate_file(bundle, data, progress, tally=tally if skip_bad else None)
+    return found.quality, tally.rows
 
 
 @app.command()

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from compress.__main__ import app
 from compress.config import ConfigError, check, read
+from compress.data.base import BadCell, Tally
 from compress.data.folders import FolderError, alone
 from compress.progress import Silent
 from compress.sessions import pipeline
@@ -32,8 +35,9 @@ from compress.sessions.pipeline import (
 )
 from model_store.bundle import Bundle, open_bundle
 from model_store.item_vectors import CodedTable, DenseTable
-from model_store.manifest import Resources, SessionCard
+from model_store.manifest import Resources, SessionCard, SessionQuality
 from model_store.store import open_store
+from tests.compress.sessions.bundles import session_bundle
 from tests.compress.sessions.students import some_sessions
 
 CONFIG = """
@@ -579,3 +583,87 @@ def test_a_task_that_is_none_is_told(tmp_path: Path) -> None:
 
     assert ended.returncode == 2
     assert "task: Input should be 'session'" in ended.stderr
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> tuple[Bundle, Path]:
+    """A bundle of ten items that needs no training, and prefixes of which one has no item."""
+    vectors = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    ids = tuple(map(str, range(10)))
+    bundle = session_bundle(tmp_path / "bundle", ids, vectors=DenseTable(vectors))
+    path = tmp_path / "prefixes.parquet"
+    columns = {
+        "session_id": ["s", "s", "t"],
+        "items": [["1"], ["1", "2"], []],
+        "target": ["2", "3", "x"],
+    }
+    pl.DataFrame(columns).write_parquet(path)
+    return bundle, path
+
+
+def test_evaluate_prints_the_quality_of_a_session_ranker(judged: tuple[Bundle, Path]) -> None:
+    """As JSON, with what was left out for a bad cell."""
+    bundle, path = judged
+    tally = Tally()
+    expected = evaluate_file(bundle, path, Silent(), tally=tally).quality
+
+    ended = CliRunner().invoke(
+        app, ["evaluate", str(bundle.root), "--data", str(path), "--skip-bad"]
+    )
+
+    found = json.loads(ended.stdout)
+    assert found.pop("skipped") == tally.rows == 1
+    assert SessionQuality.model_validate_json(json.dumps(found)) == expected
+
+
+def test_evaluate_refuses_a_bad_cell_by_name(judged: tuple[Bundle, Path]) -> None:
+    """Unless it is told to leave such rows out."""
+    bundle, path = judged
+
+    ended = CliRunner().invoke(app, ["evaluate", str(bundle.root), "--data", str(path)])
+
+    assert isinstance(ended.exception, BadCell)
+    assert "row 3: column 'items'" in str(ended.exception)
+
+
+def test_evaluate_finds_a_session_ranker_in_a_store(
+    judged: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    """By name and alias."""
+    bundle, path = judged
+    open_store(str(tmp_path / "store")).publish(bundle.root, "tiny")
+    words = ["evaluate", "tiny@1", "--store", str(tmp_path / "store"), "--data", str(path)]
+
+    ended = CliRunner().invoke(app, [*words, "--skip-bad"])
+
+    assert json.loads(ended.stdout)["rows"] == 2
+
+
+@pytest.mark.slow
+def test_evaluate_loads_no_torch_for_a_session_ranker(judged: tuple[Bundle, Path]) -> None:
+    """What the card says can be checked where nothing can train."""
+    bundle, path = judged
+    code = (
+        "import sys; from compress.__main__ import app; "
+        "app(standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    words = ["evaluate", str(bundle.root), "--data", str(path), "--skip-bad"]
+
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["sessions"] == 1
+
+
+@pytest.mark.slow
+def test_the_command_says_what_the_card_says(outcome: Outcome) -> None:
+    """From the published bundle and the prefixes that lie in the run's folder."""
+    test = teacher_folder(outcome) / "test.parquet"
+
+    ended = CliRunner().invoke(
+        app, ["evaluate", str(bundle_of(outcome, 1, "coded").root), "--data", str(test)]
+    )
+
+    assert json.loads(ended.stdout)["metrics"] == outcome.card.results[0].coded.metrics
