@@ -172,9 +172,11 @@ def run(plan: Plan, progress: Progress) -> Outcome:
     config = plan.config
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    data = plan.source.parts()
+    plan.table.check(plan.table_config, data.train.items, plan.ranker_config.dim)
     root = config.runs / config.name
     keys = teacher_key(plan), student_key(plan)
-    site = Site(plan, plan.source.parts(), root / f"teacher-{keys[0]}", root / keys[1], progress)
+    site = Site(plan, data, root / f"teacher-{keys[0]}", root / keys[1], progress)
     with spacious(root), alone(site.teachers), alone(site.folder):
         return carry_out(site)
 

@@ -184,6 +184,16 @@ def test_what_is_trained_is_no_floor(tmp_path: Path) -> None:
     assert "sasrec" not in str(caught.value)
 
 
+def test_codes_that_do_not_fit_the_items_are_refused_before_training(tmp_path: Path) -> None:
+    """The data tells how many there are; nothing else is begun."""
+    plan = planned(tmp_path, "table.codes=1x16")
+
+    with pytest.raises(ConfigError, match="16 codes cannot tell 60 items apart"):
+        run(plan, Silent())
+
+    assert [child.name for child in tmp_path.iterdir()] == ["tiny.toml"]
+
+
 def test_a_seed_counts_once(tmp_path: Path) -> None:
     """Twice, it would weigh twice in the means."""
     with pytest.raises(ConfigError, match="a seed stands twice"):
