@@ -104,6 +104,15 @@ def test_the_order_is_a_function_of_the_seed() -> None:
     assert epoch(pieces, 40, seed=1) != epoch(pieces, 40, seed=2)
 
 
+def test_pieces_of_one_length_meet_others_each_epoch() -> None:
+    """The batches differ, not their order alone."""
+    pieces = windows(distinct([4] * 30), 7)
+
+    one, other = ({frozenset(batch) for batch in epoch(pieces, 20, seed)} for seed in (1, 2))
+
+    assert len(one & other) < len(one) / 2
+
+
 def test_pieces_of_like_length_stand_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among those that are sorted at once, so that little is padded and batches stay mixed."""
     monkeypatch.setattr(batching, "SORTED_AT_ONCE", 50)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.sessions.cooccurrence import (
-    SMOOTHING,
     cooccurrence_vectors,
     pair_counts,
     positive_information,
@@ -47,14 +46,32 @@ def test_pairs_are_counted_one_by_one(lists: list[list[int]], reach: int) -> Non
 
 def test_information_worked_by_hand() -> None:
     """Two pairs of items: each tells of its other as much as it is rarer than all that is."""
-    sessions = some_sessions([0, 1], [2, 3], items=4)
+    sessions = some_sessions([0, 1], [2, 3], [4, 4], items=5)
 
     found = positive_information(pair_counts(sessions)).toarray()
 
-    expected = np.zeros((4, 4))
+    expected = np.zeros((5, 5))
     for u, v in ((0, 1), (1, 0), (2, 3), (3, 2)):
-        expected[u, v] = np.log(1 * 4 / (1 * 1**SMOOTHING))
+        expected[u, v] = np.log(4)
     np.testing.assert_allclose(found, expected)
+
+
+def test_information_is_its_formula() -> None:
+    """max(0, log(C_uv · sum_w c_w^0.75 / (C_u · c_v^0.75))), cell by cell, off the diagonal."""
+    sessions = synthetic(sessions=30, items=12, topics=2).train
+    both = naive_counts(sessions, 10)
+    both += both.T
+    np.fill_diagonal(both, 0)
+
+    found = positive_information(pair_counts(sessions)).toarray()
+
+    total = both.sum(1)
+    expected = np.zeros_like(both)
+    for u, v in zip(*both.nonzero(), strict=True):
+        chance = total[u] * total[v] ** 0.75 / (total**0.75).sum()
+        expected[u, v] = max(0.0, np.log(both[u, v] / chance))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert 0 < (expected > 0).sum() < (both > 0).sum()
 
 
 def test_vectors_have_unit_length() -> None:

@@ -15,7 +15,7 @@ from compress.sessions.rankers.base import NOTHING, SessionRanker, Ways
 from compress.sessions.rankers.heads import REACH, WIDTH, RepeatHead
 from compress.sessions.rankers.sasrec import ItemPool, SasRec, SoftAttention
 from compress.sessions.rankers.stamp import Stamp
-from tests.compress.sessions.students import DIM, FLOORS, TRAINED, drawn_ranker
+from tests.compress.sessions.students import DIM, FLOORS, TRAINED, drawn_ranker, new_ranker
 
 Case = tuple[str, dict[str, Any]]
 every = pytest.mark.parametrize(
@@ -185,6 +185,24 @@ def test_every_parameter_takes_part(case: Case) -> None:
         assert parameter.grad is not None, what
         if what != "pool.answers.bias":  # the same for all keys of a softmax: it changes nothing
             assert parameter.grad.abs().max() > 1e-4, what
+
+
+@trained
+def test_training_begins_with_gradients_in_bounds(case: Case) -> None:
+    """A query of no length has one without; Adam would never move its parameter again."""
+    name, options = case
+    ranker = new_ranker(name, **options)
+    items = F.normalize(vectors(ranker, 4, 7), dim=2)
+
+    query, draw = ranker.encode(items).query, torch.Generator().manual_seed(2)
+    (query * torch.randn(query.shape, generator=draw)).sum().backward()
+
+    largest = {
+        what: parameter.grad.abs().max().item()
+        for what, parameter in ranker.named_parameters()
+        if parameter.grad is not None
+    }
+    assert 0 < max(largest.values()) < 1e4, largest
 
 
 def test_dropout_is_of_training_alone() -> None:

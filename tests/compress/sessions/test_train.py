@@ -133,9 +133,9 @@ def test_the_best_epoch_is_kept(data: SessionData) -> None:
 def test_starting_weights_are_a_candidate_too(data: SessionData) -> None:
     """Training that only does harm changes nothing."""
     student = new_student(data)
-    learn(student, data)
+    learn(student, data, CONFIG.model_copy(update={"lr": 0.03, "table_lr": 0.1}))
     before = weights(student)
-    harm = CONFIG.model_copy(update={"lr": 1.0, "table_lr": 1.0, "patience": 0})
+    harm = CONFIG.model_copy(update={"lr": 30.0, "table_lr": 30.0, "patience": 0})
 
     history = learn(student, data, harm)
 
