@@ -64,8 +64,8 @@ class EodrecConfig(StoredCodesConfig):
         batch_size: items in a step of stage B.
         temperature: τ.
         mixup: η when stage C begins; 0: no mixup.
-        mixup_until: the part of stage C after which η is 0; None: η stays, as published, and the
-            ranker is never trained on what ships.
+        annealed: whether η falls to 0; if not, as published, training never sees what ships.
+        mixup_until: the part of stage C after which it has.
         mse: weight of L_mse in stage C.
         mse_rows: items that L_mse is estimated from in a step.
     """
@@ -78,7 +78,8 @@ class EodrecConfig(StoredCodesConfig):
     batch_size: int = Field(default=1024, gt=0)
     temperature: float = Field(default=0.3, gt=0.0)
     mixup: float = Field(default=0.8, ge=0.0, lt=1.0)
-    mixup_until: float | None = Field(default=0.5, gt=0.0, le=1.0)
+    annealed: bool = True
+    mixup_until: float = Field(default=0.5, gt=0.0, le=1.0)
     mse: float = Field(default=1.0, ge=0.0)
     mse_rows: int = Field(default=2048, gt=0)
 
@@ -155,9 +156,9 @@ class EodrecItems(CodedItems):
 
     def anneal(self, progress: float) -> None:
         """η falls in a straight line and stays at 0."""
-        until = self._config.mixup_until
-        if until is not None:
-            self.eta = self._config.mixup * max(0.0, 1.0 - progress / until)
+        if self._config.annealed:
+            left = max(0.0, 1.0 - progress / self._config.mixup_until)
+            self.eta = self._config.mixup * left
 
     def train(self, mode: bool = True) -> Self:
         """On leaving training the encoder's choice becomes the codes."""

@@ -8,9 +8,11 @@ from torch import Tensor
 from model_store.item_vectors import Floats
 
 ITERATIONS = 25
+POINTS_PER_CLUSTER = 1000  # of more, as many are drawn to find the means
 # Between the mean (0) and a point (1). A start at the points themselves is uneven: one of little
 # length is near to everything, draws a tenth of all points, and keeps them.
 START = 0.5
+DRAWN = 8  # points looked at for each start
 
 
 def importance(counts: Tensor, frequency: float) -> Tensor:
@@ -40,7 +42,7 @@ def clusters(
         niter=ITERATIONS,
         seed=seed_of(generator),
         min_points_per_centroid=1,
-        max_points_per_centroid=len(flat),
+        max_points_per_centroid=POINTS_PER_CLUSTER,
     )
     weighing = np.ascontiguousarray(weights.numpy(), np.float32)
     first = _starts(flat, size, weighing, generator)
@@ -56,7 +58,8 @@ def _starts(
     generator: torch.Generator,
 ) -> Floats:
     # Of different points: two equal starts would leave one of them without points.
-    distinct = np.unique(points, axis=0)
+    some = torch.randperm(len(points), generator=generator)[: DRAWN * size].numpy()
+    distinct = np.unique(points[some], axis=0)
     drawn = distinct[torch.randperm(len(distinct), generator=generator).numpy()]
     mean = np.average(points, axis=0, weights=weights)
     chosen = np.resize(drawn, (size, points.shape[1]))
