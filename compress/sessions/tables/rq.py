@@ -5,7 +5,7 @@
 1. Level by level, E_m is the k-means of X - Σ_{j<m} E_j[C^j].
 2. Then, a few rounds: codes by beam search over all codebooks (an item keeps its old code where
    that is nearer), and all codebooks anew by least squares (`fitted`). Neither raises the
-   objective, apart from w in the first; the error falls by 5 to 15 %.
+   objective; it falls by 5 to 15 %.
 
 | symbol | here | is |
 |---|---|---|
