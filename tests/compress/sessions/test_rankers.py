@@ -216,7 +216,7 @@ def test_dropout_is_of_training_alone() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SESSION_RANKERS))
-@pytest.mark.parametrize("option", [{"length": 1}, {"dim": 0}, {"lenght": 9}])
+@pytest.mark.parametrize("option", [{"length": 1}, {"dim": 0}, {"lengths": 9}])
 def test_options_that_make_no_ranker_are_refused(name: str, option: dict[str, int]) -> None:
     """Sessions of one item, vectors of no width, names that are none."""
     with pytest.raises(ValidationError):
