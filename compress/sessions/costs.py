@@ -39,10 +39,10 @@ def bytes_by_part(root: Path) -> dict[str, int]:
 def resources(bundle: Bundle, us: float | None) -> Resources:
     """What a bundle costs; FLOPs for one candidate, the session's part apart."""
     table = vectors_of(bundle)
-    flops = {"candidate": 2 * table.dim}
+    flops = {"candidate": candidate_flops(table)}
     if isinstance(table, CodedTable):
         books, size, width = table.codebooks.shape
-        flops = {"candidate": books, "sub-scores, once a request": 2 * books * size * width}
+        flops["sub-scores, once a request"] = 2 * books * size * width
     graph = onnx.load(bundle.path(bundle.manifest.graph)).graph
     # Single numbers and whole ones are the exporter's: factors, shapes, places.
     weights = [w for w in graph.initializer if w.data_type in FLOATS and w.dims]
@@ -54,6 +54,13 @@ def resources(bundle: Bundle, us: float | None) -> Resources:
         parameters=numbers + _numbers(table),
         us_per_request=us,
     )
+
+
+def candidate_flops(table: ItemVectors | None) -> int:
+    """FLOPs to score one candidate with an encoded session: a product, or an addition a codebook."""
+    if table is None:
+        return 0
+    return table.codebooks.shape[0] if isinstance(table, CodedTable) else 2 * table.dim
 
 
 def _numbers(table: ItemVectors) -> int:

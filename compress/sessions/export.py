@@ -24,6 +24,7 @@ from torch import nn
 from compress.config import CompressError
 from compress.graph import HISTORY_FILE, SessionGraph
 from compress.sessions.config import SessionExport
+from compress.sessions.costs import candidate_flops
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.rankers.base import SessionRanker, Ways
 from model_store.bundle import GOLDEN_FILE, GRAPH_FILE, ITEM_IDS_FILE, Bundle, seal
@@ -247,7 +248,7 @@ def export(
             graph=GRAPH_FILE,
             scores="logit",
             numerics="fp32 (weights kept in fp16)" if in_half else "fp32",
-            flops=2 * dim if table is not None else 0,
+            flops=candidate_flops(table),
             inputs=(TensorSpec(name=INPUT, dtype="float32", shape=("R", "L", dim)),),
             outputs=tuple(
                 TensorSpec(name=each, dtype="float32", shape=shapes[each])

@@ -12,7 +12,6 @@ causal: position l sees positions up to l only, so one pass over a session train
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -92,11 +91,6 @@ class SessionRanker(nn.Module, ABC):
     def fit(self, sessions: Sessions) -> None:
         """Take from the training sessions what is counted, not learned. Most rankers: nothing."""
         del sessions
-
-    def flops(self, length: int) -> Mapping[str, int]:
-        """FLOPs by part for one session of that many items; the candidates are not counted."""
-        del length
-        return {}
 
 
 def ages(length: int) -> Tensor:
