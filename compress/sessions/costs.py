@@ -57,7 +57,7 @@ def resources(bundle: Bundle, us: float | None) -> Resources:
 
 
 def candidate_flops(table: ItemVectors | None) -> int:
-    """FLOPs to score one candidate with an encoded session: a product, or an addition a codebook."""
+    """FLOPs to score one candidate of an encoded session: a product, or M additions."""
     if table is None:
         return 0
     return table.codebooks.shape[0] if isinstance(table, CodedTable) else 2 * table.dim
