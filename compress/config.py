@@ -102,8 +102,8 @@ class PublishConfig(Frozen):
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # what torch's and numpy's generators all take
 
 
-class RunConfig(Frozen):
-    """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
+class AnyRun(Frozen):
+    """What the runs of both lines have: a name, seeds, data, a ranker, a place in a store."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     seeds: tuple[Seed, ...] = Field(default=(1,), min_length=1)
@@ -111,11 +111,6 @@ class RunConfig(Frozen):
     threads: int | None = Field(default=None, gt=0)
     data: Section
     ranker: Section
-    train: TrainConfig = TrainConfig()
-    method: Section
-    finetune: TrainConfig = TrainConfig()
-    export: ExportConfig = ExportConfig()
-    gate: GateConfig = GateConfig()
     publish: PublishConfig = PublishConfig()
 
     @field_validator("seeds")
@@ -124,6 +119,16 @@ class RunConfig(Frozen):
         if len(set(seeds)) != len(seeds):
             raise ValueError("a seed stands twice, and would count twice in the means")
         return seeds
+
+
+class RunConfig(AnyRun):
+    """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
+
+    train: TrainConfig = TrainConfig()
+    method: Section
+    finetune: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
 
 
 class Configurable(Protocol):
@@ -225,6 +230,17 @@ def configure(registry: Mapping[str, type[T]], section: Section, where: str) -> 
     """
     member = resolve(registry, section, where)
     return member, check(cast("Configurable", member).Config, section.options, where, ["type"])
+
+
+def configured(
+    registry: Mapping[str, type[T]], section: Section, where: str, faults: list[str]
+) -> tuple[type[T], Any] | None:
+    """As `configure`; what is wrong joins ``faults``, to be told with that of other sections."""
+    try:
+        return configure(registry, section, where)
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
 
 
 def _follows(fault: Any) -> bool:

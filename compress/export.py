@@ -58,7 +58,6 @@ from model_store.manifest import (
     ItemTableSpec,
     Manifest,
     Resources,
-    SessionCard,
     TensorSpec,
     VocabularyEncoding,
 )
@@ -249,7 +248,7 @@ def export(
         dataset: gives vocabularies, catalogue and the real rows of proof and golden requests.
         folder: is created; must not hold other files.
         name: the bundle's name in a store.
-        card: the compression card so far; `restate` replaces it once figures are in.
+        card: the compression card so far; `seal_with_costs` replaces it once figures are in.
         options: sizes of what is written.
         history: the run's curves, kept for `report`.
 
@@ -304,11 +303,6 @@ def click_card(bundle: Bundle) -> Card:
     if not isinstance(card, Card):
         raise ExportError(f"{bundle.root}: expected a click-through ranker, found a session ranker")
     return card
-
-
-def restate(bundle: Bundle, card: Card | SessionCard) -> Bundle:
-    """Seal a bundle anew under another card; nothing else in it changes."""
-    return seal(bundle.root, bundle.manifest.model_copy(update={"card": card, "files": ()}))
 
 
 def make_encoders(

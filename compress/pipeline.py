@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import pyarrow.parquet as pq
 import torch
@@ -25,27 +25,24 @@ from compress.config import (
     Frozen,
     GateConfig,
     RunConfig,
-    Section,
-    configure,
+    configured,
 )
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, replaced, spacious
 from compress.evaluate import evaluate
-from compress.export import bytes_by_part, click_card, export, request_us, resources, restate
+from compress.export import bytes_by_part, click_card, export, request_us, resources
 from compress.methods import METHODS
 from compress.methods.base import Compressed, Method
 from compress.progress import Progress, Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
-from compress.stages import apart, publish, publish_faults, tools, write_whole
+from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
 from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
-
-T = TypeVar("T")
 
 KINDS: Final = ("dense", "slim")
 
@@ -108,9 +105,9 @@ def resolve(config: RunConfig) -> Plan:
         ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
     """
     faults = publish_faults(config.publish, KINDS)
-    source = _configured(SOURCES, config.data, "data", faults)
-    ranker = _configured(RANKERS, config.ranker, "ranker", faults)
-    method = _configured(METHODS, config.method, "method", faults)
+    source = configured(SOURCES, config.data, "data", faults)
+    ranker = configured(RANKERS, config.ranker, "ranker", faults)
+    method = configured(METHODS, config.method, "method", faults)
     if weight := config.train.distill.weight:
         faults.append(
             f"train.distill.weight: expected 0, got {weight:g}: the dense ranker has no teacher; "
@@ -120,16 +117,6 @@ def resolve(config: RunConfig) -> Plan:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], Source]", source[0])
     return Plan(config, make_source(source[1]), *ranker, method[0](), method[1])
-
-
-def _configured(
-    registry: Mapping[str, type[T]], section: Section, where: str, faults: list[str]
-) -> tuple[type[T], Any] | None:
-    try:
-        return configure(registry, section, where)
-    except ConfigError as error:
-        faults.append(str(error))
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +339,7 @@ def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) 
         card = with_costs(card, site, runs[0], bundles)
     # Else only the gate or the store is another: what was measured stays, as do the bytes if the
     # first config comes back.
-    return seal_with_own_size(bundles, card)
+    return seal_with_costs(bundles, card, with_bytes)
 
 
 def with_costs(card: Card, site: Site, first: SeedRun, bundles: Mapping[str, Bundle]) -> Card:
@@ -367,24 +354,14 @@ def with_costs(card: Card, site: Site, first: SeedRun, bundles: Mapping[str, Bun
     )
 
 
-def seal_with_own_size(bundles: dict[str, Bundle], card: Card) -> Card:
-    """Seal bundles under a card that tells their bytes, its own manifest's among them.
-
-    A manifest's size depends on the digits of the sizes in it, so this repeats until they agree.
-    """
-    for _ in range(5):
-        for kind, bundle in bundles.items():
-            bundles[kind] = restate(bundle, card)
-        settled = card.model_copy(
-            update={
-                kind: getattr(card, kind).model_copy(update={"bytes": bytes_by_part(bundle.root)})
-                for kind, bundle in bundles.items()
-            }
-        )
-        if settled == card:
-            break
-        card = settled
-    return card
+def with_bytes(bundles: Mapping[str, Bundle], card: Card) -> Card:
+    """The card with what the bundles take on disk."""
+    return card.model_copy(
+        update={
+            kind: getattr(card, kind).model_copy(update={"bytes": bytes_by_part(bundle.root)})
+            for kind, bundle in bundles.items()
+        }
+    )
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from typing import Final, ParamSpec, TypeVar
 
 from compress.config import CompressError, PublishConfig
 from compress.data.folders import replaced
-from model_store.bundle import Bundle, open_bundle
+from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
+from model_store.manifest import Card, SessionCard
 from model_store.store import Store, check_alias, open_store
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C", Card, SessionCard)
+
+MOST_SEALS: Final = 5
 
 TOOLS: Final = ("slimrank", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "polars")
 
@@ -105,6 +109,28 @@ def _publish_once(store: Store, name: str, bundle: Bundle) -> str:
         if (entry.name, entry.digest) == (name, bundle.digest):
             return entry.version
     return store.publish(bundle.root, name).version
+
+
+def seal_with_costs(
+    bundles: dict[str, Bundle], card: C, costs: Callable[[Mapping[str, Bundle], C], C]
+) -> C:
+    """Seal bundles, in place, under one card that tells what they cost, their manifests included.
+
+    A manifest's size depends on the digits of the sizes in it, so this repeats until they agree.
+
+    Args:
+        bundles: by kind.
+        card: all but the costs.
+        costs: the card of bundles as they lie there.
+    """
+    for _ in range(MOST_SEALS):
+        for kind, bundle in bundles.items():
+            bundles[kind] = seal(bundle.root, bundle.manifest.model_copy(update={"card": card}))
+        settled = costs(bundles, card)
+        if settled == card:
+            break
+        card = settled
+    return card
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,11 +1,10 @@
 """One TOML file is one run of the session line: its sections and their defaults."""
 
-from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from compress.config import Frozen, PublishConfig, Section, Seed
+from compress.config import AnyRun, Frozen, Section
 
 TASK: Final = "session"
 
@@ -72,16 +71,10 @@ class SessionGate(Frozen):
     min_ratio: float = Field(default=0.0, ge=0.0)
 
 
-class SessionRunConfig(Frozen):
+class SessionRunConfig(AnyRun):
     """A whole run: sessions → teacher → codes → student → export → evaluate → publish."""
 
     task: Literal["session"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    seeds: tuple[Seed, ...] = Field(default=(1,), min_length=1)
-    runs: Path = Path("runs")
-    threads: int | None = Field(default=None, gt=0)
-    data: Section
-    ranker: Section
     train: FitConfig = FitConfig()
     table: Section
     finetune: FitConfig = FitConfig(lr=5e-4, table_lr=1e-3, epochs=5)
@@ -89,11 +82,3 @@ class SessionRunConfig(Frozen):
     floors: tuple[str, ...] = ("own-items", "sequential-rules", "rules-and-own")
     export: SessionExport = SessionExport()
     gate: SessionGate = SessionGate()
-    publish: PublishConfig = PublishConfig()
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("a seed stands twice, and would count twice in the means")
-        return seeds

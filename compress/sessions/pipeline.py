@@ -19,17 +19,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from compress.config import ConfigError, Frozen, Section, configure
+from compress.config import ConfigError, Frozen, Section, configured
 from compress.config import resolve as resolve_type
 from compress.data.folders import alone, replaced, spacious
-from compress.export import restate
 from compress.progress import Progress, Silent
 from compress.sessions.config import FitConfig, SessionGate, SessionRunConfig
 from compress.sessions.cooccurrence import cooccurrence_vectors
@@ -48,13 +47,11 @@ from compress.sessions.tables import TABLES
 from compress.sessions.tables.base import TableMethod, Teacher
 from compress.sessions.tables.learned import LearnedTable
 from compress.sessions.train import Epoch, fit
-from compress.stages import apart, publish, publish_faults, tools, write_whole
+from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
 from model_store.bundle import Bundle, open_bundle
 from model_store.errors import StoreError
 from model_store.item_vectors import ItemVectors
 from model_store.manifest import Resources, SessionCard, SessionQuality, SessionSeed
-
-T = TypeVar("T")
 
 KINDS: Final = ("dense", "coded")
 TEST_FILE: Final = "test.parquet"
@@ -135,9 +132,9 @@ def resolve(config: SessionRunConfig) -> Plan:
         ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
     """
     faults = publish_faults(config.publish, KINDS)
-    source = _configured(SESSION_SOURCES, config.data, "data", faults)
-    ranker = _configured(SESSION_RANKERS, config.ranker, "ranker", faults)
-    table = _configured(TABLES, config.table, "table", faults)
+    source = configured(SESSION_SOURCES, config.data, "data", faults)
+    ranker = configured(SESSION_RANKERS, config.ranker, "ranker", faults)
+    table = configured(TABLES, config.table, "table", faults)
     free = {name: kind for name, kind in SESSION_RANKERS.items() if not kind.USES_VECTORS}
     floors = []
     for place, name in enumerate(config.floors):
@@ -151,16 +148,6 @@ def resolve(config: SessionRunConfig) -> Plan:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], SessionSource]", source[0])
     return Plan(config, make_source(source[1]), *ranker, table[0](), table[1], tuple(floors))
-
-
-def _configured(
-    registry: Mapping[str, type[T]], section: Section, where: str, faults: list[str]
-) -> tuple[type[T], Any] | None:
-    try:
-        return configure(registry, section, where)
-    except ConfigError as error:
-        faults.append(str(error))
-        return None
 
 
 def run(plan: Plan, progress: Progress) -> Outcome:
@@ -494,7 +481,7 @@ def write_card(
         tools=tools(),
         notes=notes(site),
     )
-    return seal(bundles, card)
+    return seal_with_costs(bundles, card, with_costs)
 
 
 def copied(bundle: Bundle, folder: Path) -> Bundle:
@@ -516,21 +503,14 @@ def measured_us(site: Site, seed: int, bundles: Sequence[Bundle]) -> list[float]
     return [float(each) for each in json.loads(path.read_text())]
 
 
-def seal(bundles: dict[str, Bundle], card: SessionCard) -> SessionCard:
-    """Seal bundles under a card that tells their bytes, its own manifest's among them."""
-    for _ in range(5):
-        for kind, bundle in bundles.items():
-            bundles[kind] = restate(bundle, card)
-        costs: dict[str, Any] = {
-            kind: resources(bundle, getattr(card, kind).us_per_request)
-            for kind, bundle in bundles.items()
-        }
-        ratios = card.achieved | achieved(bundles["dense"], bundles["coded"])
-        settled = card.model_copy(update={**costs, "achieved": ratios})
-        if settled == card:
-            break
-        card = settled
-    return card
+def with_costs(bundles: Mapping[str, Bundle], card: SessionCard) -> SessionCard:
+    """The card with what the bundles take on disk, and the ratios of it."""
+    costs: dict[str, Any] = {
+        kind: resources(bundle, getattr(card, kind).us_per_request)
+        for kind, bundle in bundles.items()
+    }
+    ratios = card.achieved | achieved(bundles["dense"], bundles["coded"])
+    return card.model_copy(update={**costs, "achieved": ratios})
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """An exported bundle scores as the ranker does, and holds what serving needs and no more."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from compress.export import (
     export,
     prove,
     real_rows,
-    restate,
     torch_scores,
 )
 from compress.graph import GraphSession, one_request, repeat_request
@@ -197,15 +195,3 @@ def test_history_is_strict_json(exported: Bundle):
 
     assert "NaN" not in text
     assert json.loads(text)["train"][0]["train_loss"] is None
-
-
-def test_restating_changes_the_card_alone(exported: Bundle, card: Card, tmp_path: Path):
-    """A new card means a new digest over the same files."""
-    shutil.copytree(exported.root, tmp_path, dirs_exist_ok=True)
-    bundle = open_bundle(tmp_path)
-
-    again = restate(bundle, card.model_copy(update={"notes": ("another",)}))
-
-    assert again.manifest.files == bundle.manifest.files
-    assert again.manifest.card.notes == ("another",)
-    assert again.digest != bundle.digest

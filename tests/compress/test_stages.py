@@ -1,16 +1,26 @@
-"""What the stages of every run share: a fresh process, publishing once, writing all or nothing."""
+"""What the stages of every run share: a fresh process, cards, publishing once, whole files."""
 
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from compress.config import PublishConfig
 from compress.data.base import DataError
-from compress.stages import RunError, apart, publish, publish_faults, tools, write_whole
+from compress.stages import (
+    RunError,
+    apart,
+    publish,
+    publish_faults,
+    seal_with_costs,
+    tools,
+    write_whole,
+)
 from model_store.bundle import Bundle, open_bundle
+from model_store.manifest import Resources, SessionCard
 from model_store.store import open_store
 from tests.compress.sessions.bundles import session_bundle
 
@@ -84,6 +94,40 @@ def test_a_process_that_dies_is_an_error_of_the_run() -> None:
 def test_an_interrupt_is_told_once() -> None:
     """By the process that the user started: the other one is deaf to it."""
     assert apart("listening", handler)
+
+
+# --- cards -----------------------------------------------------------------------------------
+
+
+def with_sizes(bundles: Mapping[str, Bundle], card: SessionCard) -> SessionCard:
+    """The card with the bytes of the folders, its own among them."""
+    sizes = {
+        kind: Resources(
+            flops=0,
+            bytes={"all": sum(f.stat().st_size for f in bundle.root.rglob("*") if f.is_file())},
+        )
+        for kind, bundle in bundles.items()
+    }
+    return card.model_copy(update=sizes)
+
+
+def test_bundles_are_sealed_under_a_card_that_tells_what_they_cost(
+    folders: dict[str, Path],
+) -> None:
+    """One card in both, true of the files that it lies in; nothing else of a bundle changes."""
+    before = {kind: open_bundle(folder) for kind, folder in folders.items()}
+    given = before["dense"].manifest.card
+    assert isinstance(given, SessionCard)
+    bundles = dict(before)
+
+    card = seal_with_costs(bundles, given, with_sizes)
+
+    assert card == with_sizes(bundles, card) != given
+    for kind, folder in folders.items():
+        assert open_bundle(folder).manifest == before[kind].manifest.model_copy(
+            update={"card": card}
+        )
+        assert bundles[kind].digest == open_bundle(folder).digest != before[kind].digest
 
 
 # --- publishing ------------------------------------------------------------------------------

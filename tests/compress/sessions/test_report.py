@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from compress.__main__ import app
-from compress.export import restate
 from compress.sessions import compare, report
 from compress.sessions.compare import comparable, markdown, size, write
 from compress.sessions.entries import Estimate, ReportError, distinct, entries, told_apart
@@ -123,7 +122,7 @@ def sealed(tmp_path: Path) -> Sealed:
         root = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
         made = session_bundle(root, ["a", "b"])
         (root / "history.json").write_text(json.dumps(CURVES))
-        return restate(seal(root, made.manifest), card)
+        return seal(root, made.manifest.model_copy(update={"card": card}))
 
     return seal_it
 
