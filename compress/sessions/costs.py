@@ -12,7 +12,7 @@ from onnx import TensorProto
 from compress.graph import SessionGraph
 from model_store.bundle import GRAPH_FILE, ITEM_IDS_FILE, Bundle
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable, FactoredTable, ItemVectors
+from model_store.item_vectors import CodedTable, Codes, FactoredTable, ItemVectors
 from model_store.manifest import Resources
 
 TABLE: Final = "item table"
@@ -98,13 +98,17 @@ def achieved(dense: Bundle, coded: Bundle) -> dict[str, float]:
             "items that share all their codes": float(
                 items - len(np.unique(np.asarray(table.codes), axis=0))
             ),
-            "code usage": float(np.mean([_usage(table.codes[:, m], size) for m in range(books)])),
+            "code usage": float(np.mean([usage(table.codes[:, m], size) for m in range(books)])),
         }
     return found
 
 
-def _usage(codes: np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]], size: int) -> float:
-    """Entropy of the use of a codebook's words, as a share of that of equal use."""
+def usage(codes: Codes, size: int) -> float:
+    """Entropy of a codebook's codes (N,) below ``size``, over that of equal use.
+
+    >>> usage(np.array([0, 0, 1, 1]), 4)
+    0.5
+    """
     share = np.bincount(codes, minlength=size) / len(codes)
     used = share[share > 0]
     return float(-(used * np.log(used)).sum() / np.log(size)) if size > 1 else 1.0

@@ -21,11 +21,12 @@ from scipy.stats import kendalltau, spearmanr
 from compress.config import ConfigError, Frozen, Section, check, configure
 from compress.data.base import DataError
 from compress.progress import Progress
+from compress.sessions.costs import usage
 from compress.sessions.tables import TABLES, TableMethod, Teacher
 from compress.sessions.tables.coded import Precision
 from model_store.bundle import ITEM_IDS_FILE
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable, Codes, Floats, load_array
+from model_store.item_vectors import CodedTable, Floats, load_array
 from model_store.manifest import CodedVectors
 
 SUMMARY_FILE: Final = "summary.json"
@@ -292,17 +293,6 @@ def measured(
         code_usage=tuple(usage(coded.codes[:, m], size) for m in range(books)),
         fidelity=fidelity(table.vectors, coded, seed, progress),
     )
-
-
-def usage(codes: Codes, size: int) -> float:
-    """Entropy of codes (N,) below ``size``, over that of equal use.
-
-    >>> usage(np.array([0, 0, 1, 1]), 4)
-    0.5
-    """
-    share = np.bincount(codes, minlength=size) / len(codes)
-    share = share[share > 0]
-    return float(-(share * np.log2(share)).sum() / np.log2(size))
 
 
 def fidelity(given: Floats, coded: CodedTable, seed: int, progress: Progress) -> Fidelity:

@@ -1,5 +1,6 @@
 """What a bundle costs is counted on its files, by the papers' rules where they have some."""
 
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.sessions import costs
-from compress.sessions.costs import achieved, bytes_by_part, request_us, resources
+from compress.sessions.costs import achieved, bytes_by_part, request_us, resources, usage
 from model_store.bundle import Bundle
 from model_store.errors import BundleCorrupt
 from model_store.item_vectors import (
@@ -173,16 +174,28 @@ def test_shared_codes_and_unused_words_are_told(made: Make) -> None:
     assert found["code usage"] == pytest.approx(1 / 4)  # one bit of four
 
 
-@pytest.mark.parametrize(("words", "usage"), [(16, 1.0), (1, 0.0)])
+def test_examples_in_docstrings_hold() -> None:
+    """What a docstring shows is what comes out."""
+    assert doctest.testmod(costs).failed == 0
+
+
+def test_usage_is_entropy_over_that_of_equal_use() -> None:
+    """All codewords alike: 1; one codeword only, or none besides it: 0 and 1."""
+    assert usage(np.arange(8), 8) == pytest.approx(1.0)
+    assert usage(np.zeros(8, np.uint8), 8) == 0.0
+    assert usage(np.zeros(8, np.uint8), 1) == 1.0
+
+
+@pytest.mark.parametrize(("words", "share"), [(16, 1.0), (1, 0.0)])
 def test_usage_is_whole_where_all_words_are_used_alike(
-    made: Make, words: int, usage: float
+    made: Make, words: int, share: float
 ) -> None:
     """And nothing where one is used alone."""
     codes = np.arange(ITEMS)[:, None].repeat(2, axis=1) % words
 
     found = achieved(made(dense(), "dense"), made(coded(codes), "coded"))
 
-    assert found["code usage"] == pytest.approx(usage, abs=5e-3)
+    assert found["code usage"] == pytest.approx(share, abs=5e-3)
 
 
 def test_times_are_taken_of_each_bundle(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from compress.sessions.encode import (
     opened,
     overlap,
     read,
-    usage,
 )
 from model_store.errors import BundleCorrupt
 from model_store.item_vectors import CodedTable
@@ -168,12 +167,6 @@ def test_agreement_by_hand() -> None:
     assert overlap(np.array([1.0, 2.0]), np.array([1.0, 2.0]), 10) == 1.0
     kendall, spearman = correlations(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]))
     assert (kendall, spearman) == pytest.approx((1 / 3, 1 / 2))
-
-
-def test_usage_is_entropy_over_that_of_equal_use() -> None:
-    """All codewords alike: 1; one codeword only: 0."""
-    assert usage(np.arange(8), 8) == pytest.approx(1.0)
-    assert usage(np.zeros(8, np.uint8), 8) == 0.0
 
 
 def test_doubles_are_counted(tmp_path: Path) -> None:
