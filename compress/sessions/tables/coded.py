@@ -10,7 +10,7 @@
 The vector of item v is Σ_m E_m[C_v^m], or the E_m[C_v^m] one after the other.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -60,6 +60,35 @@ class StoredCodesConfig(CodesConfig):
     """
 
     distinct: bool = True
+
+
+class ChosenCodes:
+    """Methods that choose an item's codes: a bundle stores these, packed in whole bits."""
+
+    Config: ClassVar[type[Frozen]] = StoredCodesConfig
+
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table of so many items.
+
+        Raises:
+            ConfigError: K^M below N, or K no power of two.
+        """
+        del dim
+        config = cast("StoredCodesConfig", config)
+        check_codes(config.num_codebooks, config.codebook_size, items)
+
+
+class CutCodes(ChosenCodes):
+    """Those of them that cut the width evenly, a codebook for each cut."""
+
+    def check(self, config: Frozen, items: int, dim: int) -> None:
+        """Whether the config fits a table (items, dim).
+
+        Raises:
+            ConfigError: K^M below N, K no power of two, or M does not divide D.
+        """
+        super().check(config, items, dim)
+        check_width(cast("StoredCodesConfig", config).num_codebooks, dim)
 
 
 class CodedItems(ItemTable):

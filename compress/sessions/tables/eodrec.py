@@ -36,15 +36,15 @@ from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import (
     PATTERN,
+    ChosenCodes,
     CodedItems,
     StoredCodesConfig,
     as_kept,
-    check_codes,
 )
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
-from compress.sessions.tables.rq import RqConfig, mended, residual_codes
+from compress.sessions.tables.rq import RqConfig, residual_quantisation
 
 AT_ONCE = 4096  # items
 SHOWN_EVERY = 50
@@ -168,20 +168,10 @@ class EodrecItems(CodedItems):
         return self
 
 
-class Eodrec:
+class Eodrec(ChosenCodes):
     """Codes near the teacher's rows, and a table that leaves the teacher little by little."""
 
     Config: ClassVar[type[Frozen]] = EodrecConfig
-
-    def check(self, config: Frozen, items: int, dim: int) -> None:
-        """Whether the config fits a table of so many items.
-
-        Raises:
-            ConfigError: K^M below N, or K no power of two.
-        """
-        del dim
-        config = cast("EodrecConfig", config)
-        check_codes(config.num_codebooks, config.codebook_size, items)
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
@@ -218,18 +208,9 @@ class _StageB:
 
     def from_residuals(self) -> tuple[Tensor, Tensor, Encoder | None]:
         """Codes by residual k-means; if they are to learn on, an encoder that imitates them."""
-        X, M, K, usual = self.X, self.config.num_codebooks, self.config.codebook_size, RqConfig()
-        codes, codebooks = residual_codes(
-            X, self.weights, M, K, generator=self.generator, progress=self.progress
-        )
-        codes, codebooks = mended(
-            X,
-            codes,
-            codebooks,
-            self.weights,
-            beam=usual.beam,
-            rounds=usual.rounds,
-            progress=self.progress,
+        X, M, K = self.X, self.config.num_codebooks, self.config.codebook_size
+        codes, codebooks = residual_quantisation(
+            X, self.weights, RqConfig(codes=self.config.codes), self.generator, self.progress
         )
         if not self.config.learn_codes:
             return codes, codebooks, None

@@ -13,7 +13,7 @@ product quantiser's; as they are free of their cuts now, least squares fits them
 | C, E | ``codes``, ``codebooks`` | (N, M) and, with the rotation in them, (M, K, D) |
 """
 
-from typing import ClassVar, cast
+from typing import cast
 
 import faiss
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from compress.config import Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
-from compress.sessions.tables.coded import CodedItems, StoredCodesConfig, check_codes, check_width
+from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
@@ -32,20 +32,8 @@ from compress.sessions.tables.pq import product_codes
 ROUNDS = 20
 
 
-class Opq:
+class Opq(CutCodes):
     """Codes by k-means in cuts of the rotated vectors; codebooks by sum."""
-
-    Config: ClassVar[type[Frozen]] = StoredCodesConfig
-
-    def check(self, config: Frozen, items: int, dim: int) -> None:
-        """Whether the config fits a table (items, dim).
-
-        Raises:
-            ConfigError: K^M below N, K no power of two, or M does not divide D.
-        """
-        config = cast("StoredCodesConfig", config)
-        check_codes(config.num_codebooks, config.codebook_size, items)
-        check_width(config.num_codebooks, dim)
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress

@@ -11,7 +11,7 @@ The cuts are independent, so each is one k-means in D / M dimensions.
 | C, E | ``codes``, ``codebooks`` | (N, M) and (M, K, D / M) |
 """
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,32 +19,14 @@ from torch import Tensor
 from compress.config import Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
-from compress.sessions.tables.coded import (
-    CodedItems,
-    StoredCodesConfig,
-    as_sum,
-    check_codes,
-    check_width,
-)
+from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig, as_sum
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted_cuts
 
 
-class Pq:
+class Pq(CutCodes):
     """Codes by k-means in each cut of the vectors; codebooks by concatenation."""
-
-    Config: ClassVar[type[Frozen]] = StoredCodesConfig
-
-    def check(self, config: Frozen, items: int, dim: int) -> None:
-        """Whether the config fits a table (items, dim).
-
-        Raises:
-            ConfigError: K^M below N, K no power of two, or M does not divide D.
-        """
-        config = cast("StoredCodesConfig", config)
-        check_codes(config.num_codebooks, config.codebook_size, items)
-        check_width(config.num_codebooks, dim)
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress

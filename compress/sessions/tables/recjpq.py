@@ -10,7 +10,7 @@
 | C, E | ``codes``, ``codebooks`` | (N, M) and (M, K, D / M) |
 """
 
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,13 +22,7 @@ from compress.config import ConfigError, Frozen
 from compress.progress import Progress
 from compress.sessions.data import Sessions
 from compress.sessions.tables.base import Teacher
-from compress.sessions.tables.coded import (
-    CodedItems,
-    StoredCodesConfig,
-    as_sum,
-    check_codes,
-    check_width,
-)
+from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig, as_sum
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import importance, seed_of
 from compress.sessions.tables.means import fitted_cuts
@@ -37,20 +31,8 @@ from compress.sessions.tables.means import fitted_cuts
 NOISE = 1e-5
 
 
-class RecJpq:
+class RecJpq(CutCodes):
     """Codes by equal-count bins of the sessions' SVD; codebooks by concatenation."""
-
-    Config: ClassVar[type[Frozen]] = StoredCodesConfig
-
-    def check(self, config: Frozen, items: int, dim: int) -> None:
-        """Whether the config fits a table (items, dim).
-
-        Raises:
-            ConfigError: K^M below N, K no power of two, or M does not divide D.
-        """
-        config = cast("StoredCodesConfig", config)
-        check_codes(config.num_codebooks, config.codebook_size, items)
-        check_width(config.num_codebooks, dim)
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 from compress.config import Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
-from compress.sessions.tables.coded import CodedItems, StoredCodesConfig, check_codes, composed
+from compress.sessions.tables.coded import ChosenCodes, CodedItems, StoredCodesConfig, composed
 from compress.sessions.tables.distinct import told_apart
 from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted
@@ -45,20 +45,10 @@ class RqConfig(StoredCodesConfig):
     rounds: int = Field(default=4, ge=0)
 
 
-class Rq:
+class Rq(ChosenCodes):
     """Codes by residual k-means, mended together; codebooks by sum."""
 
     Config: ClassVar[type[Frozen]] = RqConfig
-
-    def check(self, config: Frozen, items: int, dim: int) -> None:
-        """Whether the config fits a table of so many items.
-
-        Raises:
-            ConfigError: K^M below N, or K no power of two.
-        """
-        del dim
-        config = cast("RqConfig", config)
-        check_codes(config.num_codebooks, config.codebook_size, items)
 
     def build(
         self, teacher: Teacher, config: Frozen, generator: torch.Generator, progress: Progress
@@ -69,23 +59,24 @@ class Rq:
             ConfigError: see `check`.
         """
         config = cast("RqConfig", config)
-        X, M, K = teacher.vectors, config.num_codebooks, config.codebook_size
+        X, weights = teacher.vectors, importance(teacher.counts, config.frequency)
         self.check(config, *X.shape)
-        weights = importance(teacher.counts, config.frequency)
-        codes, codebooks = residual_codes(X, weights, M, K, generator=generator, progress=progress)
-        codes, codebooks = mended(
-            X,
-            codes,
-            codebooks,
-            weights,
-            beam=config.beam,
-            rounds=config.rounds,
-            progress=progress,
-        )
+        codes, codebooks = residual_quantisation(X, weights, config, generator, progress)
         if config.distinct:
             codes = told_apart(codes, codebooks, X, teacher.counts)
             codebooks = fitted(X, codes, codebooks, weights)
         return CodedItems(codes, codebooks, config.kept_as)
+
+
+def residual_quantisation(
+    X: Tensor, weights: Tensor, config: RqConfig, generator: torch.Generator, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Codes (N, M) and codebooks (M, K, D): level by level, then mended together."""
+    M, K = config.num_codebooks, config.codebook_size
+    codes, codebooks = residual_codes(X, weights, M, K, generator=generator, progress=progress)
+    return mended(
+        X, codes, codebooks, weights, beam=config.beam, rounds=config.rounds, progress=progress
+    )
 
 
 def residual_codes(
