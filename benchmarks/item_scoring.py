@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
-from model_store.item_vectors import CodedTable, FactoredTable
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import FactoredTable
 from service.item_scores import fastest
 
 ROTATED = 64  # lists of candidates, so that their rows are mostly not in the nearest cache

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from model_store.arrays import NPY_ERRORS
 from model_store.durable import sync_tree, write_atomic
 from model_store.encoding import FIRST, Encoder, make_encoder
 from model_store.errors import BundleCorrupt, BundleNotFound, ManifestInvalid
-from model_store.item_vectors import NPY_ERRORS, ItemVectors, Neighbours, load_vectors
+from model_store.item_vectors import ItemVectors, Neighbours, load_vectors
 from model_store.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,

@@ -13,15 +13,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from model_store.arrays import Floats, Rows
 from model_store.bundle import Bundle, SessionTable
-from model_store.item_vectors import (
-    CodedTable,
-    Floats,
-    ItemVectors,
-    Neighbours,
-    Rows,
-    load_vectors,
-)
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import ItemVectors, Neighbours, load_vectors
 from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm

@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.item_vectors import CodedTable, DenseTable, Floats, Int8Table, ItemVectors
+from model_store.arrays import Floats
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import DenseTable, Int8Table, ItemVectors
 from service.errors import ItemsRefused
 
 BEAM: Final = 32

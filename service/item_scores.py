@@ -10,7 +10,9 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.item_vectors import CodedTable, Floats, ItemVectors, Rows
+from model_store.arrays import Floats, Rows
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import ItemVectors
 from service import kernels
 
 

@@ -1,7 +1,7 @@
 """Look-ups in tables of sub-scores, compiled: the inner loops of coded item vectors.
 
 An item's score is the sum of M entries of a table (M, K), one for each of its codes, added in the
-order of the codebooks: every kernel gives the bits of `model_store.item_vectors.looked_up`. Codes
+order of the codebooks: every kernel gives the bits of `model_store.codebooks.looked_up`. Codes
 are not checked here: whoever loads them has seen that all are below K, and so must rows be below N.
 
 Four-bit codes lie in blocks of 32 items: byte [b, p, i] holds the codes 2p (lower half) and 2p + 1

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from model_store.arrays import Floats, Rows
 from model_store.bundle import Bundle
-from model_store.item_vectors import Floats, Neighbours, Rows
+from model_store.item_vectors import Neighbours
 from model_store.manifest import UNREACHED, Manifest, SessionSpec
 from model_store.store import OpenedVersion
 from service.caches import Blobs

@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 from compress.graph import SessionGraph
 from model_store.bundle import GRAPH_FILE, ITEM_IDS_FILE, Bundle
+from model_store.codebooks import CodedTable, Codes
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable, Codes, FactoredTable, ItemVectors
+from model_store.item_vectors import FactoredTable, ItemVectors
 from model_store.manifest import Resources
 
 TABLE: Final = "item table"

@@ -24,9 +24,10 @@ from compress.progress import Progress
 from compress.sessions.costs import usage
 from compress.sessions.tables import TABLES, TableMethod, Teacher
 from compress.sessions.tables.coded import Precision
+from model_store.arrays import Floats, load_array
 from model_store.bundle import ITEM_IDS_FILE
+from model_store.codebooks import CodedTable
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable, Floats, load_array
 from model_store.manifest import CodedVectors
 
 SUMMARY_FILE: Final = "summary.json"

@@ -21,7 +21,8 @@ from compress.sessions.data import UNKNOWN, Prefixes, Sessions, spans
 from compress.sessions.metrics import ranks_of, session_quality
 from compress.sessions.sources.reading import CellOptions, ListColumns, read_prefixes
 from model_store.bundle import Bundle, SessionTable
-from model_store.item_vectors import CodedTable, ItemVectors, Neighbours
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import ItemVectors, Neighbours
 from model_store.manifest import UNREACHED, SessionQuality, SessionSpec
 
 ROWS: Final = 512  # prefixes in one graph call, at most

@@ -19,7 +19,8 @@ from model_store.bundle import (
     seal,
     vocabulary_file,
 )
-from model_store.item_vectors import CodedTable, Neighbours
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import Neighbours
 from model_store.manifest import (
     BucketEncoding,
     Card,

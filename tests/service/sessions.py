@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from onnx import parser
 
 from model_store.bundle import GOLDEN_FILE, GRAPH_FILE, ITEM_IDS_FILE, Bundle, seal
-from model_store.item_vectors import (
-    CodedTable,
-    DenseTable,
-    FactoredTable,
-    Int8Table,
-    ItemVectors,
-    Neighbours,
-    computed_codes,
-)
+from model_store.codebooks import CodedTable, computed_codes
+from model_store.item_vectors import DenseTable, FactoredTable, Int8Table, ItemVectors, Neighbours
 from model_store.manifest import (
     UNREACHED,
     DataSpec,

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from model_store.item_vectors import CodedTable, DenseTable, FactoredTable, Int8Table
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import DenseTable, FactoredTable, Int8Table
 from model_store.store import Store
 from service.errors import ItemsRefused
 from service.fresh import Fresh, FreshForm, Placed, Record, nearest_codes

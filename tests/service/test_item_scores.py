@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from model_store.item_vectors import CodedTable, ItemVectors
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import ItemVectors
 from service.item_scores import Best, LookUps, Products, Shuffles, fastest
 from tests.service.sessions import DIM, FORMS, ITEMS, coded
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numba import njit
 
-from model_store.item_vectors import looked_up
+from model_store.codebooks import looked_up
 from service import kernels
 
 Array = np.ndarray[Any, Any]

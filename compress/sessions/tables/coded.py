@@ -19,7 +19,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from compress.config import ConfigError, Frozen
 from compress.sessions.tables.base import ItemTable
-from model_store.item_vectors import LEAST_SCALE, CodedTable
+from model_store.arrays import LEAST_SCALE
+from model_store.codebooks import CodedTable
 from model_store.manifest import HashedCodes, RadixCodes
 
 Precision = Literal["float32", "float16", "int8"]

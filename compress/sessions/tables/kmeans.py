@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_store.item_vectors import Floats
+from model_store.arrays import Floats
 
 ITERATIONS = 25
 POINTS_PER_CLUSTER = 1000  # of more, as many are drawn to find the means

@@ -20,7 +20,7 @@ from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import MOST_CODES, CodedItems, Precision
 from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
-from model_store.item_vectors import computed_codes
+from model_store.codebooks import computed_codes
 from model_store.manifest import HashedCodes, RadixCodes
 
 

@@ -11,15 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.sessions import costs
 from compress.sessions.costs import achieved, bytes_by_part, request_us, resources, usage
 from model_store.bundle import Bundle
+from model_store.codebooks import CodedTable
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import (
-    CodedTable,
-    DenseTable,
-    FactoredTable,
-    Int8Table,
-    ItemVectors,
-    Neighbours,
-)
+from model_store.item_vectors import DenseTable, FactoredTable, Int8Table, ItemVectors, Neighbours
 from model_store.manifest import HashedCodes
 from tests.compress.sessions.bundles import session_bundle
 

@@ -25,8 +25,8 @@ from compress.sessions.encode import (
     overlap,
     read,
 )
+from model_store.codebooks import CodedTable
 from model_store.errors import BundleCorrupt
-from model_store.item_vectors import CodedTable
 
 
 def clustered(items: int = 300, dim: int = 16) -> np.ndarray:

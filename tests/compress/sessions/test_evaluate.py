@@ -21,14 +21,8 @@ from compress.sessions.metrics import session_quality, tie_bound
 from compress.sessions.sources.files import SessionFiles, SessionFilesConfig
 from compress.sessions.sources.synthetic import SyntheticSessions, SyntheticSessionsConfig
 from model_store.bundle import Bundle, seal
-from model_store.item_vectors import (
-    CodedTable,
-    DenseTable,
-    FactoredTable,
-    Int8Table,
-    ItemVectors,
-    Neighbours,
-)
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import DenseTable, FactoredTable, Int8Table, ItemVectors, Neighbours
 from model_store.manifest import HashedCodes
 from tests.compress.sessions.bundles import session_bundle, ways_of
 from tests.model_store.conftest import GRAPH, manifest, write_files

@@ -35,7 +35,8 @@ from compress.sessions.pipeline import (
     write_prefixes,
 )
 from model_store.bundle import Bundle, open_bundle
-from model_store.item_vectors import CodedTable, DenseTable
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import DenseTable
 from model_store.manifest import Resources, SessionCard, SessionQuality
 from model_store.store import open_store
 from tests.compress.sessions.bundles import session_bundle

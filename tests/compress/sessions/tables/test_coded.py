@@ -18,7 +18,7 @@ from compress.sessions.tables.coded import as_kept, as_sum, check_codes, compose
 from compress.sessions.tables.distinct import shared, told_apart
 from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted, fitted_cuts
-from model_store.item_vectors import quantised
+from model_store.codebooks import quantised
 
 MODULES = [f"{tables.__name__}.{found.name}" for found in pkgutil.iter_modules(tables.__path__)]
 

@@ -12,7 +12,8 @@ import torch
 from compress.config import ConfigError, Section, configure
 from compress.progress import Silent
 from compress.sessions.tables import TABLES, ItemTable, Teacher
-from model_store.item_vectors import CodedTable, FactoredTable, ItemVectors, load_vectors
+from model_store.codebooks import CodedTable
+from model_store.item_vectors import FactoredTable, ItemVectors, load_vectors
 
 # Sizes that make sense for the small table of these tests.
 OPTIONS: dict[str, dict[str, Any]] = {
