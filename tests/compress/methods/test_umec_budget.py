@@ -17,9 +17,9 @@ from compress.methods.umec import (
     Problem,
     UmecConfig,
     _removal_costs,
-    bottom,
     fit_budget,
 )
+from compress.primal_dual import bottom
 from compress.rankers.base import Ranker
 from compress.slim import slim
 from compress.train import Columns, TrainingData, shuffled
