@@ -32,7 +32,6 @@ from compress.graph import (
     Feeds,
     GraphSession,
     input_specs,
-    interleaved_us,
     is_numeric,
     is_request,
     one_request,
@@ -41,7 +40,6 @@ from compress.graph import (
 )
 from compress.rankers.base import Inputs, Ranker
 from model_store.bundle import (
-    CHECKSUMS_FILE,
     GOLDEN_FILE,
     GRAPH_FILE,
     ITEM_IDS_FILE,
@@ -57,7 +55,6 @@ from model_store.manifest import (
     InputName,
     ItemTableSpec,
     Manifest,
-    Resources,
     TensorSpec,
     VocabularyEncoding,
 )
@@ -65,7 +62,6 @@ from model_store.manifest import (
 TOLERANCE: Final = 1e-5
 # Protobuf ends at 2 GiB; the weights of larger graphs lie in a file beside it.
 EXTERNAL_ABOVE_BYTES: Final = 1 << 30
-SIDECARS: Final = {CHECKSUMS_FILE: "manifest"}
 
 
 class ExportError(CompressError):
@@ -258,7 +254,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     encoders = make_encoders(ranker.features, dataset.tokens)
     rows = real_rows(dataset, options.golden_candidates * options.golden_requests)
-    feeds = _feeds(rows, ranker.features, encoders)
+    feeds = graph_inputs(rows, ranker.features, encoders)
 
     export_split(ranker, folder / GRAPH_FILE)
     prove(ranker, folder / GRAPH_FILE, feeds)
@@ -312,7 +308,7 @@ def make_encoders(
     return {f.name: make_encoder(f, tokens.get(f.name)) for f in features if not f.pruned}
 
 
-def _feeds(
+def graph_inputs(
     frame: pl.DataFrame, features: Sequence[FeatureSpec], encoders: Mapping[str, Encoder]
 ) -> dict[InputName, Array]:
     """Encode raw rows as a graph's inputs; what a frame does not have is missing in all rows."""
@@ -354,7 +350,7 @@ def _write_items(
     if len(set(ids)) != len(catalogue):
         raise ExportError(f"the catalogue's {key!r} is missing or repeated in some rows")
     kept = [f for f in features if not f.request_side and not f.pruned]
-    packed = _feeds(catalogue, kept, encoders)
+    packed = graph_inputs(catalogue, kept, encoders)
     for name, tensor in packed.items():
         path = folder / item_tensor_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -459,70 +455,3 @@ def _with_catalogue(
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def resources(ranker: Ranker, bundle: Bundle) -> Resources:
-    """What a ranker costs: FLOPs of what is there, bytes of what lies on disk."""
-    parts = ranker.flops()
-    return Resources(
-        flops=sum(parts.values()),
-        flops_parts=parts,
-        bytes=bytes_by_part(bundle.root),
-        parameters=sum(parameter.numel() for parameter in ranker.parameters()),
-    )
-
-
-def bytes_by_part(root: Path) -> dict[str, int]:
-    """The bundle's bytes on disk: embedding tables, MLPs, the graph around them, other files."""
-    files = {p.relative_to(root).as_posix(): p.stat().st_size for p in _files(root)}
-    graph_bytes = sum(size for name, size in files.items() if name.startswith(GRAPH_FILE))
-    graph = onnx.load(str(root / GRAPH_FILE), load_external_data=False).graph
-    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    parts = {"embedding tables": 0, "mlp": 0}
-    for weight in graph.initializer:
-        parts["embedding tables" if weight.name in looked_up else "mlp"] += _weight_bytes(weight)
-    parts["graph"] = graph_bytes - sum(parts.values())
-    for name, size in files.items():
-        if not name.startswith(GRAPH_FILE):
-            part = SIDECARS.get(name, Path(name).parts[0].removesuffix(".json"))
-            parts[part] = parts.get(part, 0) + size
-    return parts
-
-
-def _files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file())
-
-
-def _weight_bytes(weight: onnx.TensorProto) -> int:
-    for entry in weight.external_data:
-        if entry.key == "length":
-            return int(entry.value)
-    return int(onnx.numpy_helper.to_array(weight).nbytes)
-
-
-def request_us(
-    rankers: Sequence[Bundle], dataset: Dataset, candidates: int, rounds: int = 300
-) -> list[float]:
-    """Median microseconds of each bundle's graph for one request, side by side in one process.
-
-    Real rows, one thread; the input sets rotate, so that look-ups find no warm cache.
-    """
-    rows = real_rows(dataset, 16 * candidates)
-    feeds = []
-    for bundle in rankers:
-        packed = _feeds(rows, bundle.manifest.features, bundle.encoders())
-        feeds.append(
-            [
-                one_request(
-                    {name: _slice(a, i * candidates, candidates) for name, a in packed.items()}
-                )
-                for i in range(max(1, len(rows) // candidates))
-            ]
-        )
-    sessions = [GraphSession(bundle.path(bundle.manifest.graph)) for bundle in rankers]
-    return interleaved_us(sessions, feeds, rounds)
-
-
-def _slice(array: Array, start: int, count: int) -> Array:
-    # Few rows go round again, so that every request has all its candidates.
-    return np.ascontiguousarray(array.take(range(start, start + count), axis=0, mode="wrap"))

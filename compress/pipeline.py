@@ -27,12 +27,13 @@ from compress.config import (
     RunConfig,
     configured,
 )
+from compress.costs import bytes_by_part, request_us, resources
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, replaced, spacious
 from compress.evaluate import evaluate
-from compress.export import bytes_by_part, click_card, export, request_us, resources
+from compress.export import click_card, export
 from compress.methods import METHODS
 from compress.methods.base import Compressed, Method
 from compress.progress import Progress, Silent

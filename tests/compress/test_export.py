@@ -10,15 +10,9 @@ import torch
 
 from compress import export as exporting
 from compress.config import ExportConfig
+from compress.costs import bytes_by_part
 from compress.data.encode import Dataset, encode_frame
-from compress.export import (
-    ExportError,
-    bytes_by_part,
-    export,
-    prove,
-    real_rows,
-    torch_scores,
-)
+from compress.export import ExportError, export, prove, real_rows, torch_scores
 from compress.graph import GraphSession, one_request, repeat_request
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker
@@ -141,16 +135,6 @@ def test_weights_over_the_limit_lie_beside_the_graph(
     )
     parts = bytes_by_part(tmp_path)
     assert sum(parts.values()) == sum(p.stat().st_size for p in tmp_path.iterdir())
-
-
-def test_bytes_by_part_add_up_to_the_folder(exported: Bundle, slimmed: Ranker):
-    """No file is left out; the embedding part is the fused table to the byte."""
-    parts = bytes_by_part(exported.root)
-    files = [path for path in exported.root.rglob("*") if path.is_file()]
-
-    assert sum(parts.values()) == sum(path.stat().st_size for path in files)
-    assert parts["embedding tables"] == slimmed.table.weight.numel() * 4
-    assert {"mlp", "vocab", "items", "golden", "manifest", "history"} <= set(parts)
 
 
 def test_the_catalogue_is_encoded_as_rows_are(exported: Bundle, dataset: Dataset):

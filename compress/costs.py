@@ -1,0 +1,84 @@
+"""What a click-through ranker costs: FLOPs, bytes of its bundle by part, time for a request."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from compress.data.encode import Dataset
+from compress.export import graph_inputs, real_rows
+from compress.graph import Array, GraphSession, interleaved_us, one_request
+from compress.rankers.base import Ranker
+from model_store.bundle import CHECKSUMS_FILE, GRAPH_FILE, Bundle
+from model_store.manifest import Resources
+
+SIDECARS: Final = {CHECKSUMS_FILE: "manifest"}
+
+
+def resources(ranker: Ranker, bundle: Bundle) -> Resources:
+    """What a ranker costs: FLOPs of what is there, bytes of what lies on disk."""
+    parts = ranker.flops()
+    return Resources(
+        flops=sum(parts.values()),
+        flops_parts=parts,
+        bytes=bytes_by_part(bundle.root),
+        parameters=sum(parameter.numel() for parameter in ranker.parameters()),
+    )
+
+
+def bytes_by_part(root: Path) -> dict[str, int]:
+    """The bundle's bytes on disk: embedding tables, MLPs, the graph around them, other files."""
+    files = {p.relative_to(root).as_posix(): p.stat().st_size for p in _files(root)}
+    graph_bytes = sum(size for name, size in files.items() if name.startswith(GRAPH_FILE))
+    graph = onnx.load(str(root / GRAPH_FILE), load_external_data=False).graph
+    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    parts = {"embedding tables": 0, "mlp": 0}
+    for weight in graph.initializer:
+        parts["embedding tables" if weight.name in looked_up else "mlp"] += _weight_bytes(weight)
+    parts["graph"] = graph_bytes - sum(parts.values())
+    for name, size in files.items():
+        if not name.startswith(GRAPH_FILE):
+            part = SIDECARS.get(name, Path(name).parts[0].removesuffix(".json"))
+            parts[part] = parts.get(part, 0) + size
+    return parts
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def _weight_bytes(weight: onnx.TensorProto) -> int:
+    for entry in weight.external_data:
+        if entry.key == "length":
+            return int(entry.value)
+    return int(onnx.numpy_helper.to_array(weight).nbytes)
+
+
+def request_us(
+    rankers: Sequence[Bundle], dataset: Dataset, candidates: int, rounds: int = 300
+) -> list[float]:
+    """Median microseconds of each bundle's graph for one request, side by side in one process.
+
+    Real rows, one thread; the input sets rotate, so that look-ups find no warm cache.
+    """
+    rows = real_rows(dataset, 16 * candidates)
+    feeds = []
+    for bundle in rankers:
+        packed = graph_inputs(rows, bundle.manifest.features, bundle.encoders())
+        feeds.append(
+            [
+                one_request(
+                    {name: _slice(a, i * candidates, candidates) for name, a in packed.items()}
+                )
+                for i in range(max(1, len(rows) // candidates))
+            ]
+        )
+    sessions = [GraphSession(bundle.path(bundle.manifest.graph)) for bundle in rankers]
+    return interleaved_us(sessions, feeds, rounds)
+
+
+def _slice(array: Array, start: int, count: int) -> Array:
+    # Few rows go round again, so that every request has all its candidates.
+    return np.ascontiguousarray(array.take(range(start, start + count), axis=0, mode="wrap"))
