@@ -57,8 +57,8 @@ def _run_session(table: dict[str, Any], where: str) -> None:
     from compress.config import check
     from compress.progress import terminal
     from compress.sessions.config import SessionRunConfig
-    from compress.sessions.pipeline import resolve
     from compress.sessions.pipeline import run as run_plan
+    from compress.sessions.plan import resolve
     from compress.sessions.report import lines
 
     plan = resolve(check(SessionRunConfig, table, where=where))

@@ -12,66 +12,51 @@ share a teacher.
 """
 
 import copy
-import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from compress.config import ConfigError, Frozen, Section, configured
-from compress.config import resolve as resolve_type
 from compress.data.folders import alone, replaced, spacious
 from compress.progress import Progress, Silent
-from compress.sessions.config import FitConfig, SessionGate, SessionRunConfig
+from compress.sessions.card import Judged, write_card
+from compress.sessions.config import FitConfig, SessionGate
 from compress.sessions.cooccurrence import cooccurrence_vectors
-from compress.sessions.costs import achieved, request_us, resources
-from compress.sessions.data import Prefixes, SessionData, Sessions, stranger
+from compress.sessions.data import Prefixes, Sessions, stranger
 from compress.sessions.distill import Distillation
 from compress.sessions.evaluate import evaluate_file
 from compress.sessions.export import export
-from compress.sessions.metrics import ratio
+from compress.sessions.plan import (
+    Plan,
+    Site,
+    coded_folder,
+    dense_folder,
+    plan_as_json,
+    student_key,
+    teacher_key,
+)
 from compress.sessions.rankers import SESSION_RANKERS
-from compress.sessions.rankers.base import SessionRanker, SessionRankerConfig
-from compress.sessions.sources import SESSION_SOURCES
-from compress.sessions.sources.base import SessionSource
+from compress.sessions.rankers.base import SessionRanker
 from compress.sessions.student import Student
-from compress.sessions.tables import TABLES
-from compress.sessions.tables.base import TableMethod, Teacher
+from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.learned import LearnedTable
 from compress.sessions.train import Epoch, fit
-from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
-from model_store.bundle import Bundle, open_bundle
+from compress.stages import apart, publish, write_whole
+from model_store.bundle import open_bundle
 from model_store.errors import StoreError
 from model_store.item_vectors import ItemVectors
-from model_store.manifest import Resources, SessionCard, SessionQuality, SessionSeed
+from model_store.manifest import Resources, SessionCard, SessionQuality
 
-KINDS: Final = ("dense", "coded")
-TEST_FILE: Final = "test.parquet"
 RANKS_FILE: Final = "ranks.npy"
 QUALITY_FILE: Final = "quality.json"
-TIMES_FILE: Final = "us_per_request.json"
-COMPARED: Final = ("NDCG@10", "MRR@20", "P@20")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A config with all its parts resolved: nothing in it can be wrong any more."""
-
-    config: SessionRunConfig
-    source: SessionSource
-    ranker: type[SessionRanker]
-    ranker_config: SessionRankerConfig
-    table: TableMethod
-    table_config: Frozen
-    floors: tuple[type[SessionRanker], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,65 +74,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where a plan is carried out: what every stage needs."""
-
-    plan: Plan
-    data: SessionData
-    teachers: Path
-    folder: Path
-    progress: Progress
-
-    @property
-    def test(self) -> Path:
-        """The test prefixes as a file: all that evaluation sees besides a bundle."""
-        return self.teachers / TEST_FILE
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """How teacher and student did epoch by epoch on validation: how long both are trained."""
 
     teacher: tuple[Epoch, ...]
     student: tuple[Epoch, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A sealed bundle, and what it is worth on the test prefixes.
-
-    Attributes:
-        ranks: (prefixes,) of the targets, for paired comparisons.
-    """
-
-    bundle: Bundle
-    quality: SessionQuality
-    ranks: NDArray[np.float64]
-
-
-def resolve(config: SessionRunConfig) -> Plan:
-    """Check every section against the registries and the store's rules, before any work is done.
-
-    Raises:
-        ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
-    """
-    faults = publish_faults(config.publish, KINDS)
-    source = configured(SESSION_SOURCES, config.data, "data", faults)
-    ranker = configured(SESSION_RANKERS, config.ranker, "ranker", faults)
-    table = configured(TABLES, config.table, "table", faults)
-    free = {name: kind for name, kind in SESSION_RANKERS.items() if not kind.USES_VECTORS}
-    floors = []
-    for place, name in enumerate(config.floors):
-        try:
-            floors.append(resolve_type(free, Section(type=name), f"floors.{place}"))
-        except ConfigError as error:
-            faults.append(str(error))
-    if ranker is not None and not ranker[0].USES_VECTORS:
-        faults.append(f"ranker.type: {config.ranker.type!r} has no item vectors to compress")
-    if faults or source is None or ranker is None or table is None:
-        raise ConfigError("\n".join(faults))
-    make_source = cast("Callable[[Any], SessionSource]", source[0])
-    return Plan(config, make_source(source[1]), *ranker, table[0](), table[1], tuple(floors))
 
 
 def run(plan: Plan, progress: Progress) -> Outcome:
@@ -168,38 +99,6 @@ def run(plan: Plan, progress: Progress) -> Outcome:
         return carry_out(site)
 
 
-def teacher_key(plan: Plan) -> str:
-    """Of all that makes a teacher: of the seeds the first alone, and neither gate nor store."""
-    return _key(_teacher_parts(plan))
-
-
-def student_key(plan: Plan) -> str:
-    """Of all that makes a student, its teacher included."""
-    config = plan.config
-    parts = {
-        "teacher": _teacher_parts(plan),
-        "table": [config.table.type, plan.table_config.model_dump(mode="json")],
-        **config.model_dump(mode="json", include={"finetune", "distill", "floors"}),
-    }
-    return _key(parts)
-
-
-def _teacher_parts(plan: Plan) -> dict[str, Any]:
-    config = plan.config
-    return {
-        "tools": tools(),
-        "data": plan.source.fingerprint(),
-        # How long to train is chosen under it, for all seeds.
-        "first seed": config.seeds[0],
-        "ranker": [config.ranker.type, plan.ranker_config.model_dump(mode="json")],
-        **config.model_dump(mode="json", include={"train", "export", "threads"}),
-    }
-
-
-def _key(parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def carry_out(site: Site) -> Outcome:
     """All stages after the data, in folders that no other run works in."""
     config = site.plan.config
@@ -218,16 +117,6 @@ def carry_out(site: Site) -> Outcome:
     figures = {**card.model_dump(), "gate_holds": holds, "versions": dict(versions)}
     write_whole(site.folder / "metrics.json", json.dumps(figures, indent=1))
     return Outcome(site.folder, card, holds, versions)
-
-
-def dense_folder(site: Site, seed: int) -> Path:
-    """Where the student's run keeps its copy of the teacher's bundle, under its own card."""
-    return site.folder / f"seed-{seed}" / "dense"
-
-
-def coded_folder(site: Site, seed: int) -> Path:
-    """Where the coded bundle lies."""
-    return site.folder / f"seed-{seed}" / "coded"
 
 
 def write_prefixes(prefixes: Prefixes, path: Path) -> None:
@@ -435,104 +324,6 @@ def judged(
 def _evaluated(bundle: Path, test: Path) -> tuple[SessionQuality, NDArray[np.float64]]:
     found = evaluate_file(open_bundle(bundle), test, Silent())
     return found.quality, found.ranks
-
-
-def write_card(
-    site: Site, seeds: Sequence[tuple[int, Judged, Judged]], floors: Mapping[str, SessionQuality]
-) -> SessionCard:
-    """Seal both bundles of the first seed under the card over all seeds."""
-    first, dense, coded = seeds[0]
-    bundles = {
-        "dense": copied(dense.bundle, dense_folder(site, first)),
-        "coded": coded.bundle,
-    }
-    us = measured_us(site, first, [*bundles.values()])
-    owner = site.data.test.owner
-    theirs = np.stack([one.ranks for _, one, _ in seeds])
-    ours = np.stack([other.ranks for _, _, other in seeds])
-    compared = ratio(ours, theirs, owner)
-    card = SessionCard(
-        ranker=site.plan.config.ranker.type,
-        table=site.plan.config.table.type,
-        seed=first,
-        results=tuple(
-            SessionSeed(seed=seed, dense=one.quality, coded=other.quality)
-            for seed, one, other in seeds
-        ),
-        dense=resources(bundles["dense"], us[0]),
-        coded=resources(bundles["coded"], us[1]),
-        achieved={
-            **achieved(bundles["dense"], bundles["coded"]),
-            **{
-                f"{metric} {part}": value
-                for metric in COMPARED
-                for part, value in (
-                    ("ratio", compared[metric].value),
-                    ("ratio, low", compared[metric].interval[0]),
-                    ("ratio, high", compared[metric].interval[1]),
-                )
-                if metric in compared
-            },
-            "speedup": us[0] / us[1],
-        },
-        floors=dict(floors),
-        config=plan_as_json(site.plan),
-        data_hash=site.plan.source.fingerprint(),
-        tools=tools(),
-        notes=notes(site),
-    )
-    return seal_with_costs(bundles, card, with_costs)
-
-
-def copied(bundle: Bundle, folder: Path) -> Bundle:
-    """A bundle's copy, made now unless an earlier run has made it in full."""
-    try:
-        return open_bundle(folder)
-    except StoreError:
-        shutil.rmtree(folder, ignore_errors=True)  # not begun, or cut off
-    shutil.copytree(bundle.root, folder)
-    return open_bundle(folder)
-
-
-def measured_us(site: Site, seed: int, bundles: Sequence[Bundle]) -> list[float]:
-    """Microseconds a request; measured once, so that a run again seals the same bytes."""
-    path = site.folder / f"seed-{seed}" / TIMES_FILE
-    if not path.exists():
-        us = request_us(bundles, site.plan.config.export.timing_candidates)
-        write_whole(path, json.dumps(us))
-    return [float(each) for each in json.loads(path.read_text())]
-
-
-def with_costs(bundles: Mapping[str, Bundle], card: SessionCard) -> SessionCard:
-    """The card with what the bundles take on disk, and the ratios of it."""
-    costs: dict[str, Any] = {
-        kind: resources(bundle, getattr(card, kind).us_per_request)
-        for kind, bundle in bundles.items()
-    }
-    ratios = card.achieved | achieved(bundles["dense"], bundles["coded"])
-    return card.model_copy(update={**costs, "achieved": ratios})
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """The config with every default written out."""
-    config = plan.config.model_dump(mode="json")
-    config["ranker"] |= plan.ranker_config.model_dump(mode="json")
-    config["table"] |= plan.table_config.model_dump(mode="json")
-    return config
-
-
-def notes(site: Site) -> tuple[str, ...]:
-    """What a reader of the card should know besides."""
-    data = site.data
-    return (
-        f"{len(data.whole):,} training sessions, {data.whole.items:,} items, {len(data.test):,} "
-        f"test prefixes; how long to train was chosen with the newest "
-        f"{len(data.whole) - len(data.train):,} sessions held out",
-        "quality is that of the exported bundles: the whole catalogue ranked, ties against the "
-        "ranker, on test prefixes that no choice was made on; intervals by bootstrap over sessions",
-        f"times: encoding one session and scoring {site.plan.config.export.timing_candidates:,} "
-        "candidates with numpy, one thread, both bundles in turn; only their ratio carries over",
-    )
 
 
 def passes(gate: SessionGate, card: SessionCard) -> bool:

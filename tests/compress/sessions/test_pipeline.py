@@ -24,16 +24,8 @@ from compress.sessions import pipeline
 from compress.sessions.config import SessionGate, SessionRunConfig
 from compress.sessions.data import Prefixes
 from compress.sessions.evaluate import evaluate_file
-from compress.sessions.pipeline import (
-    Outcome,
-    Plan,
-    passes,
-    resolve,
-    run,
-    student_key,
-    teacher_key,
-    write_prefixes,
-)
+from compress.sessions.pipeline import Outcome, passes, run, write_prefixes
+from compress.sessions.plan import Plan, resolve, student_key, teacher_key
 from model_store.bundle import Bundle, open_bundle
 from model_store.codebooks import CodedTable
 from model_store.item_vectors import DenseTable
@@ -238,7 +230,7 @@ def test_another_release_of_a_tool_starts_afresh(
     plan = planned(tmp_path)
     keys = teacher_key(plan), student_key(plan)
 
-    monkeypatch.setattr(pipeline, "tools", lambda: {"torch": "99"})
+    monkeypatch.setattr("compress.sessions.plan.tools", lambda: {"torch": "99"})
 
     assert teacher_key(plan) != keys[0]
     assert student_key(plan) != keys[1]
@@ -522,7 +514,7 @@ def failing(function: Callable[..., Any], call: int) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("function", "call"),
     [
-        ("compress.sessions.pipeline.request_us", 1),
+        ("compress.sessions.card.request_us", 1),
         ("compress.stages.seal", 1),
         ("compress.stages.seal", 2),
         ("compress.sessions.pipeline.publish", 1),
