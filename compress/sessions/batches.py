@@ -1,6 +1,7 @@
 """Batches of sessions of like length, padded at the end."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,13 +14,28 @@ from compress.sessions.data import Sessions
 SORTED_AT_ONCE = 4096
 
 
-def windows(sessions: Sessions, length: int) -> list[NDArray[np.int32]]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a session.
+
+    Attributes:
+        clicks: (clicks,) item rows.
+        begins: whether the session begins with it; if not, its first click is history only, for
+            the piece before has ended on it as a target.
+    """
+
+    clicks: NDArray[np.int32]
+    begins: bool
+
+
+def windows(sessions: Sessions, length: int) -> list[Piece]:
     """Each session in pieces of at most ``length`` + 1 clicks; neighbours share one click.
 
-    So every click but a session's first is a target once, with at most ``length`` before it.
+    So every click is a target once, a session's first from nothing, and all others with at least
+    one and at most ``length`` before them.
     """
     return [
-        session[start : start + length + 1]
+        Piece(session[start : start + length + 1], start == 0)
         for session in sessions
         for start in range(0, max(1, len(session) - 1), length)
     ]
@@ -35,17 +51,23 @@ def padded(sessions: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
 
 
 def batches(
-    pieces: Sequence[NDArray[np.int32]], clicks: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every piece once, in batches of about ``clicks`` clicks, in an order drawn from ``rng``."""
-    lengths = np.array([len(piece) for piece in pieces])
+    pieces: Sequence[Piece], clicks: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Every piece once, in batches of about ``clicks`` clicks, in an order drawn from ``rng``.
+
+    A batch is rows (B, L) and lengths (B,), as `padded` gives them, and which pieces begin a
+    session (B,).
+    """
+    lengths = np.array([len(piece.clicks) for piece in pieces])
     order = rng.permutation(len(pieces))
     for start in range(0, len(order), SORTED_AT_ONCE):
         some = order[start : start + SORTED_AT_ONCE]
         some = some[np.argsort(lengths[some], kind="stable")]
         groups = _groups(some, lengths, clicks)
         for place in rng.permutation(len(groups)):
-            yield padded([pieces[i] for i in groups[place]])
+            chosen = [pieces[i] for i in groups[place]]
+            begins = torch.tensor([piece.begins for piece in chosen])
+            yield *padded([piece.clicks for piece in chosen]), begins
 
 
 def _groups(

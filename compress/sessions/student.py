@@ -61,10 +61,17 @@ class Batch:
     target: Tensor
 
 
-def as_batch(rows: Tensor, lengths: Tensor) -> Batch:
-    """Every click of every session is a target, its first one too."""
-    real = torch.arange(rows.shape[1]) < lengths[:, None]
-    session, place = real.nonzero(as_tuple=True)
+def as_batch(rows: Tensor, lengths: Tensor, begins: Tensor) -> Batch:
+    """Every click is a target, a session's first too; not the first of a piece that goes on.
+
+    Args:
+        rows: (B, L + 1) pieces of sessions, padded.
+        lengths: (B,) of the pieces.
+        begins: (B,) whether a piece is the first of its session.
+    """
+    places = torch.arange(rows.shape[1])
+    real = places < lengths[:, None]
+    session, place = (real & (begins[:, None] | (places > 0))).nonzero(as_tuple=True)
     return Batch(rows, real, rows[:, :-1], (session, place), rows[session, place])
 
 

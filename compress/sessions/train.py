@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compress import checkpoint as checkpoints
 from compress.config import CompressError
 from compress.optimizers import RowAdam
 from compress.progress import Progress
-from compress.sessions.batches import batches, windows
+from compress.sessions.batches import Piece, batches, windows
 from compress.sessions.config import FitConfig
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.distill import Distillation
@@ -67,9 +66,9 @@ class Objective:
     ) -> None:
         self._student, self._config, self._distillation = student, config, distillation
 
-    def __call__(self, rows: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
-        """(loss, targets) of padded sessions."""
-        student, batch = self._student, as_batch(rows, lengths)
+    def __call__(self, rows: Tensor, lengths: Tensor, begins: Tensor) -> tuple[Tensor, int]:
+        """(loss, targets) of a batch as `batches` gives it."""
+        student, batch = self._student, as_batch(rows, lengths, begins)
         columns = self._columns(batch)
         vectors = student.table(columns.rows)
         given = score_batch(student, batch, columns, vectors)
@@ -186,7 +185,7 @@ class _Loop:
     def __init__(
         self,
         student: Student,
-        pieces: list[NDArray[np.int32]],
+        pieces: list[Piece],
         config: FitConfig,
         seed: int,
         distillation: Distillation | None,
@@ -197,7 +196,7 @@ class _Loop:
         self.objective = Objective(student, config, distillation)
         self.distillation = distillation
         self.steppers = _Steppers(student, config, distillation)
-        clicks = sum(len(piece) for piece in pieces)
+        clicks = sum(len(piece.clicks) for piece in pieces)
         self.steps = max(1, clicks * config.epochs // config.batch_clicks)
         self.step = self.epoch = self.worse = 0
         self.epochs = config.epochs if until is None else until
@@ -216,18 +215,18 @@ class _Loop:
         torch.manual_seed(int(rng.integers(1 << 62)))
         self.student.train(mode=True)
         started, total, targets = time.perf_counter(), 0.0, 0
-        for rows, lengths in batches(self.pieces, self.config.batch_clicks, rng):
-            loss, count = self._update(rows, lengths)
+        for rows, lengths, begins in batches(self.pieces, self.config.batch_clicks, rng):
+            loss, count = self._update(rows, lengths, begins)
             total, targets = total + loss * count, targets + count
             if self.step % CHECK_EVERY == 0:
                 progress.step(f"{stage}, steps", self.step, self.steps, loss=total / targets)
         self.epoch += 1
         return total / targets, time.perf_counter() - started
 
-    def _update(self, rows: Tensor, lengths: Tensor) -> tuple[float, int]:
+    def _update(self, rows: Tensor, lengths: Tensor, begins: Tensor) -> tuple[float, int]:
         done = min(1.0, self.step / self.steps)
         self.student.table.anneal(done)
-        loss, count = self.objective(rows, lengths)
+        loss, count = self.objective(rows, lengths, begins)
         loss.backward()  # type: ignore[no-untyped-call]
         self.steppers.step(schedule(done))
         self.step += 1

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.sessions import batches as batching
-from compress.sessions.batches import batches, padded, windows
+from compress.sessions.batches import Piece, batches, padded, windows
 from compress.sessions.data import Sessions
-from compress.sessions.student import as_batch
+from compress.sessions.student import Batch, as_batch
 
 Lengths = list[int]
 repeatable = settings(deadline=None, derandomize=True, database=None)
@@ -31,9 +31,10 @@ def unpadded(rows: torch.Tensor, lengths: torch.Tensor) -> list[tuple[int, ...]]
     ]
 
 
-def epoch(pieces: list[np.ndarray], clicks: int, seed: int) -> list[list[tuple[int, ...]]]:
+def epoch(pieces: list[Piece], clicks: int, seed: int) -> list[list[tuple[int, ...]]]:
     """Its batches."""
-    return [unpadded(*batch) for batch in batches(pieces, clicks, np.random.default_rng(seed))]
+    rng = np.random.default_rng(seed)
+    return [unpadded(rows, lengths) for rows, lengths, _ in batches(pieces, clicks, rng)]
 
 
 @repeatable
@@ -46,25 +47,27 @@ def test_every_click_but_a_sessions_first_follows_another_in_one_piece(
 
     pieces = windows(sessions, length)
 
-    targets = [int(click) for piece in pieces for click in piece[1:]]
+    targets = [int(click) for piece in pieces for click in piece.clicks[1:]]
     assert targets == [int(click) for session in sessions for click in session[1:]]
-    assert max(map(len, pieces)) <= length + 1
+    assert max(len(piece.clicks) for piece in pieces) <= length + 1
 
 
 @repeatable
 @given(some_lengths, st.integers(1, 9))
 def test_pieces_of_a_session_share_one_click(lengths: Lengths, length: int) -> None:
-    """The last of one is the first of the next, so that it is not met without what came before."""
+    """The last of one is the first of the next; only the first of them begins the session."""
     sessions = distinct(lengths)
 
     pieces = iter(windows(sessions, length))
 
     for session in sessions:
         piece = next(pieces)
-        assert piece[0] == session[0]
-        while piece[-1] != session[-1]:
-            last, piece = piece[-1], next(pieces)
-            assert piece[0] == last
+        assert piece.begins
+        assert piece.clicks[0] == session[0]
+        while piece.clicks[-1] != session[-1]:
+            last, piece = piece.clicks[-1], next(pieces)
+            assert not piece.begins
+            assert piece.clicks[0] == last
     assert next(pieces, None) is None
 
 
@@ -90,7 +93,7 @@ def test_each_piece_comes_once_an_epoch(lengths: Lengths, clicks: int, seed: int
     found = epoch(pieces, clicks, seed)
 
     assert Counter(piece for batch in found for piece in batch) == Counter(
-        tuple(piece.tolist()) for piece in pieces
+        tuple(piece.clicks.tolist()) for piece in pieces
     )
     for batch in found:
         assert sum(map(len, batch)) < clicks + max(map(len, batch))
@@ -128,15 +131,19 @@ def test_pieces_of_like_length_stand_together(monkeypatch: pytest.MonkeyPatch) -
     assert Counter(len(piece) for batch in found for piece in batch) == Counter(lengths)
 
 
+def learned(batch: Batch) -> list[tuple[list[int], int]]:
+    """What is predicted, and from what."""
+    seen = [batch.rows[s, :p].tolist() for s, p in zip(*batch.at, strict=True)]
+    return list(zip(seen, batch.target.tolist(), strict=True))
+
+
 def test_every_click_is_predicted_from_those_before_it() -> None:
     """A session's first one too, from nothing; what is padded predicts nothing."""
     rows, lengths = padded([np.array([7, 8, 9], np.int32), np.array([5], np.int32)])
 
-    batch = as_batch(rows, lengths)
+    batch = as_batch(rows, lengths, torch.tensor([True, True]))
 
-    session, place = batch.at
-    seen = [batch.rows[s, :p].tolist() for s, p in zip(session, place.tolist(), strict=True)]
-    assert list(zip(seen, batch.target.tolist(), strict=True)) == [
+    assert learned(batch) == [
         ([], 7),
         ([7], 8),
         ([7, 8], 9),
@@ -144,3 +151,37 @@ def test_every_click_is_predicted_from_those_before_it() -> None:
     ]
     assert batch.history.tolist() == [[7, 8], [5, 0]]
     assert batch.real.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_what_a_piece_takes_over_is_not_predicted_again() -> None:
+    """The piece before has done so: here it would be predicted from nothing."""
+    rows, lengths = padded([np.array([7, 8, 9], np.int32), np.array([5, 6], np.int32)])
+
+    batch = as_batch(rows, lengths, torch.tensor([False, True]))
+
+    assert learned(batch) == [([7], 8), ([7, 8], 9), ([], 5), ([5], 6)]
+    assert batch.real.tolist() == [[True, True, True], [True, True, False]]
+
+
+@repeatable
+@given(some_lengths, st.integers(1, 9), st.integers(2, 60))
+def test_each_click_of_a_long_session_is_a_target_once(
+    lengths: Lengths, length: int, clicks: int
+) -> None:
+    """A session's first from nothing; every other with at least the click before it."""
+    sessions = distinct(lengths)
+    rng = np.random.default_rng(0)
+
+    found = [
+        pair
+        for batch in batches(windows(sessions, length), clicks, rng)
+        for pair in learned(as_batch(*batch))
+    ]
+
+    assert sorted(target for _, target in found) == sessions.rows.tolist()
+    firsts = {int(session[0]) for session in sessions}
+    for seen, target in found:
+        # No two clicks are alike: rows are counted through, session after session.
+        assert seen == list(range(target - len(seen), target))
+        assert bool(seen) == (target not in firsts)
+        assert len(seen) <= length

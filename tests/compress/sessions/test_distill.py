@@ -45,7 +45,8 @@ def first_batch(data: SessionData) -> Batch:
     rows = torch.zeros(len(sessions), 6, dtype=torch.long)
     for place, session in enumerate(sessions):
         rows[place, : len(session)] = torch.from_numpy(session.astype(np.int64))
-    return as_batch(rows[:, : int(lengths.max())], lengths)
+    begins = torch.ones(len(sessions), dtype=torch.bool)
+    return as_batch(rows[:, : int(lengths.max())], lengths, begins)
 
 
 def losses(student: Student, made: Distillation, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
