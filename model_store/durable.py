@@ -77,7 +77,7 @@ def append_lines(path: Path, lines: bytes) -> int:
             while rest:
                 rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves no part of the lines
             file.truncate(end)
             raise
     if made:

@@ -76,7 +76,7 @@ class Endpoint:
         except Disconnected:
             self._record(scope, 499, "disconnected", clock, request_id)
             return
-        except Exception as error:
+        except Exception as error:  # the edge: whatever went wrong, the caller gets a problem
             (status, code), reply_headers, body = problem(error, request_id)
             if not isinstance(error, ServiceError) or status == 500:  # noqa: PLR2004
                 log.exception("internal error", request_id=request_id)
