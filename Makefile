@@ -20,7 +20,7 @@ SERVE_PY := $(SERVE_VENV)/bin/python
 RUN := $(VENV)/.run-stamp
 DEV := $(VENV)/.dev-stamp
 SERVE := $(SERVE_VENV)/.serve-stamp
-PINS := pyproject.toml constraints/dev.txt
+PINS := pyproject.toml constraints/dev.txt service/_kernels.c
 BUILD := build
 
 .PHONY: help
@@ -126,7 +126,7 @@ $(DEV): $(PINS) | $(VENV)/.made
 	$(PIP) install -q -c constraints/dev.txt -e '.[serve,compress,loadtest,dev]'
 	@touch $(RUN) $@
 
-$(SERVE): pyproject.toml constraints/serve.txt constraints/dev.txt | $(SERVE_VENV)/.made
+$(SERVE): pyproject.toml constraints/serve.txt constraints/dev.txt service/_kernels.c | $(SERVE_VENV)/.made
 	$(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/serve.txt -e '.[serve]'
 	$(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/dev.txt pytest
 	@touch $@

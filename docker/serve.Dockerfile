@@ -1,12 +1,17 @@
-# The service alone: extra `serve`, no torch, no compiler, no pip. The target `loadtest` adds the
+# The service alone: extra `serve`, no torch, no compiler, no pip in what runs. The target `loadtest` adds the
 # load generator, which shares none of the service's code but lives in the same distribution.
 FROM python:3.13-slim-trixie AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 FROM base AS build
 WORKDIR /src
+# For service/_kernels.c. A Debian python, unlike the official image's, has its headers apart.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev $(python -c "\
+import sysconfig, os; \
+print('' if os.path.exists(sysconfig.get_path('include') + '/Python.h') else 'python3-dev')") \
+    && rm -rf /var/lib/apt/lists/*
 RUN python -m venv --without-pip /opt/venv
-# Dependencies before code, so that a change of code reuses the layer. hatchling reads the package
+# Dependencies before code, so that a change of code reuses the layer. The build reads the package
 # list from the code's folders: empty ones do for the dependencies.
 COPY pyproject.toml README.md LICENSE ./
 COPY constraints/ constraints/
@@ -16,6 +21,7 @@ RUN mkdir model_store service compress loadtest \
 COPY model_store/ model_store/
 COPY service/ service/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps . \
+    && /opt/venv/bin/python -c "from service import _kernels" \
     && /opt/venv/bin/python -m compileall -q /opt/venv/lib
 
 FROM build AS build-loadtest

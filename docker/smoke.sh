@@ -34,8 +34,8 @@ redis() { "${compose[@]}" exec -T redis redis-cli "$@" | tr -d '\r'; }
 say "building"
 "${compose[@]}" build --quiet seed service
 bytes=$(docker image inspect --format '{{.Size}}' slimrank-serve)
-say "serve image: $((bytes / 1000000)) MB, limit 650"
-((bytes < 650000000)) || fail "the serve image is too big"
+say "serve image: $((bytes / 1000000)) MB, limit 450"
+((bytes < 450000000)) || fail "the serve image is too big"
 docker run --rm slimrank-serve python -c '
 import importlib.util as u, os
 found = [name for name in ("torch", "onnx", "polars") if u.find_spec(name)]

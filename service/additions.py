@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeGuard
+from typing import Final, Protocol, TypeGuard
 
 import msgspec
 import numpy as np
@@ -19,12 +19,10 @@ from model_store.errors import StoreError
 from model_store.store import Store
 from service.caches import TableCache
 from service.candidates import MAX_FAULTS
+from service.catalogue import Catalogue
 from service.errors import CacheUnavailable, Fault, InvalidRequest, ItemsRefused
 from service.fresh import Placed, Record
 from service.ranking import Ranking
-
-if TYPE_CHECKING:  # importing it imports numba
-    from service.catalogue import Catalogue
 
 LARGEST: Final = 1e6  # of a number in a vector: products with it stay finite
 
@@ -37,7 +35,7 @@ class Growing(Protocol):
     name: str
     version: str
     digest: str
-    catalogue: "Catalogue"
+    catalogue: Catalogue
 
 
 def grows(ranking: Ranking | None) -> TypeGuard[Growing]:
@@ -187,7 +185,7 @@ def _unpacked(packed: Iterable[bytes], ranking: Growing) -> list[Placed]:
     return found
 
 
-def _records(items: Sequence[NewItem], catalogue: "Catalogue") -> list[Record]:
+def _records(items: Sequence[NewItem], catalogue: Catalogue) -> list[Record]:
     """A record for each item.
 
     Raises:
@@ -214,7 +212,7 @@ class _Unplaceable(ValueError):
         self.where = where
 
 
-def _record(item: NewItem, catalogue: "Catalogue", seen: Set[str]) -> Record:
+def _record(item: NewItem, catalogue: Catalogue, seen: Set[str]) -> Record:
     if item.id in catalogue.base.row_of:
         raise _Unplaceable("id", f"{item.id!r} is an item of the bundle, which never changes")
     if item.id in seen:

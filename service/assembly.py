@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from model_store.bundle import Bundle
 from model_store.manifest import Manifest
 from model_store.store import OpenedVersion
-from service import click_ranking
+from service import click_ranking, session_ranking
 from service.caches import Blob, Blobs
 from service.errors import BundleRejected, ServiceError
 from service.ranking import Ranking, check_golden
@@ -44,12 +44,7 @@ class Kind(Protocol):
 
 def kind_of(manifest: Manifest) -> Kind:
     """The kind of ranker that a bundle holds."""
-    if manifest.session is None:
-        return click_ranking
-    # Numba takes 100 MB and seconds, which a service without session rankers need not pay.
-    from service import session_ranking  # noqa: PLC0415
-
-    return session_ranking
+    return click_ranking if manifest.session is None else session_ranking
 
 
 def assemble(opened: OpenedVersion, table: Table | None, tolerance: float) -> Ranking:

@@ -159,8 +159,7 @@ class Shuffles:
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""
         tables, most = self._tables(query), min(count, self.items)
-        rounded = kernels.rounded(tables)
-        return Best.of(kernels.scanned_blocks(self.blocks, tables, *rounded, self.items, most))
+        return Best.of(kernels.scanned_blocks(self.blocks, tables, self.items, most))
 
     def _tables(self, query: Floats) -> Floats:
         """(M, K), filled up to an even M with zeros."""

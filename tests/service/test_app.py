@@ -31,23 +31,6 @@ def test_serving_brings_in_no_training_stack() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_service_without_session_rankers_pays_for_none(store: Store) -> None:
-    """Neither numba's 100 MB nor the seconds that its compiler takes: it is not imported."""
-    code = (
-        "import sys; from model_store.store import open_store;"
-        "from service.assembly import assemble, kind_of;"
-        "opened = open_store(sys.argv[1]).open('ctr');"
-        "table = kind_of(opened.bundle.manifest).read_table(opened.bundle);"
-        "assemble(opened, table, 1e-4); import service.app;"
-        "print([m for m in ('numba', 'llvmlite') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, store.url], capture_output=True, text=True, check=True
-    )
-
-    assert done.stdout.strip() == "[]"
-
-
 async def test_a_request_id_is_echoed_made_or_cleaned(serve: Serve) -> None:
     """The caller's if it is printable and of bounded length; else what of it is, or a new one."""
     async with serve() as client:

@@ -1,0 +1,39 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+# Arrays lie in C order; their types are what service/kernels.py says.
+Array = NDArray[Any]
+
+def best_of(scores: Array, best: Array, rows: Array, /) -> None: ...
+def taken(
+    codes: Array,
+    width: int,
+    books: int,
+    rows: Array,
+    tables: Array,
+    words: int,
+    found: Array,
+    /,
+) -> None: ...
+def scanned(
+    codes: Array, width: int, books: int, tables: Array, words: int, best: Array, rows: Array, /
+) -> None: ...
+def taken_from_blocks(
+    blocks: Array, pairs: int, rows: Array, tables: Array, words: int, found: Array, /
+) -> None: ...
+def scanned_blocks(
+    blocks: Array,
+    pairs: int,
+    tables: Array,
+    words: int,
+    entries: Array,
+    ceiling: float,
+    step: float,
+    items: int,
+    shuffle: bool,
+    best: Array,
+    rows: Array,
+    /,
+) -> None: ...
+def shuffles() -> bool: ...
