@@ -21,7 +21,7 @@ RUN mkdir model_store service compress loadtest \
 COPY model_store/ model_store/
 COPY service/ service/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps . \
-    && /opt/venv/bin/python -c "from service import _kernels" \
+    && (cd / && /opt/venv/bin/python -c "from service import _kernels") \
     && /opt/venv/bin/python -m compileall -q /opt/venv/lib
 
 FROM build AS build-loadtest
