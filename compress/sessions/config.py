@@ -7,6 +7,7 @@ from pydantic import Field
 from compress.config import AnyRun, Frozen, Section
 
 TASK: Final = "session"
+Weights = Literal["float32", "float16", "int8"]
 
 
 class FitConfig(Frozen):
@@ -58,7 +59,7 @@ class SessionExport(Frozen):
     golden_requests: int = Field(default=16, gt=0)
     golden_candidates: int = Field(default=50, gt=0)
     timing_candidates: int = Field(default=1000, gt=0)
-    weights: Literal["float32", "float16"] = "float16"
+    weights: Weights = "float16"
 
 
 class SessionGate(Frozen):

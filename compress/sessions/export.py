@@ -23,12 +23,13 @@ from torch import nn
 
 from compress.config import CompressError
 from compress.graph import HISTORY_FILE, SessionGraph
-from compress.sessions.config import SessionExport
+from compress.sessions.config import SessionExport, Weights
 from compress.sessions.costs import candidate_flops
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.rankers.base import SessionRanker, Ways
+from compress.sessions.tables.coded import INT8, rounded_rows
 from model_store.bundle import GOLDEN_FILE, GRAPH_FILE, ITEM_IDS_FILE, Bundle, seal
-from model_store.item_vectors import ItemVectors
+from model_store.item_vectors import LEAST_SCALE, ItemVectors
 from model_store.manifest import (
     UNREACHED,
     DataSpec,
@@ -41,7 +42,7 @@ from model_store.manifest import (
 INPUT: Final = "session"
 TOLERANCE: Final = 1e-4  # of a log weight; queries are some ten units long
 PROOF_LENGTHS: Final = (0, 1, 2, 3, 7)
-HALVED_FROM: Final = 256  # numbers of a weight that is kept in sixteen bits
+NARROWED_FROM: Final = 256  # numbers of a weight that is kept in fewer bits
 OWN_CANDIDATES: Final = 5
 EXAMPLE_ROWS, EXAMPLE_LENGTH = 3, 5
 
@@ -71,7 +72,7 @@ def output_names(ranker: SessionRanker) -> list[str]:
     return [name for name, each in zip(Ways._fields, ways, strict=True) if each is not None]
 
 
-def write_graph(ranker: SessionRanker, path: Path, *, halved: bool) -> None:
+def write_graph(ranker: SessionRanker, path: Path, weights: Weights) -> None:
     """Write the graph (R, L, dim) -> ways, both R and L of any size."""
     names = output_names(ranker)
     rows, length = torch.export.Dim("R"), torch.export.Dim("L")
@@ -98,11 +99,11 @@ def write_graph(ranker: SessionRanker, path: Path, *, halved: bool) -> None:
     if program is None:
         raise SessionExportError("the exporter returned no graph")
     program.save(str(path), external_data=False)
-    _settle(path, names, halved=halved)
+    _settle(path, names, weights)
 
 
-def _settle(path: Path, names: Sequence[str], *, halved: bool) -> None:
-    """Name the axes, drop what tracing left behind, keep weights in sixteen bits if asked."""
+def _settle(path: Path, names: Sequence[str], weights: Weights) -> None:
+    """Name the axes, drop what tracing left behind, keep weights in the bits that are asked."""
     model = onnx.load(str(path))
     graph = model.graph
     for value in (*graph.input, *graph.output):
@@ -118,33 +119,61 @@ def _settle(path: Path, names: Sequence[str], *, halved: bool) -> None:
     for node in graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
-    if halved:
-        _halve(graph)
+    if weights != "float32":
+        _narrow(graph, weights)
     path.write_bytes(model.SerializeToString())
 
 
-def _halve(graph: onnx.GraphProto) -> None:
-    """Keep large weights as float16; the runtime widens them once, when it loads the graph."""
-    casts = []
+def _narrow(graph: onnx.GraphProto, weights: Weights) -> None:
+    """Keep large weights in fewer bits; the runtime widens them once, when it loads the graph.
+
+    By a cast and a product, which it folds: it would run DequantizeLinear in every request.
+    """
+    nodes = []
     for weight in graph.initializer:
-        values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < HALVED_FROM:
+        values, name = numpy_helper.to_array(weight), weight.name
+        if values.dtype != np.float32 or values.size < NARROWED_FROM:
             continue
-        name = weight.name
-        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+        kept, scales = _in_bytes(values) if weights == "int8" else (None, None)
+        if kept is None or scales is None:
+            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+            nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+            continue
+        weight.CopyFrom(numpy_helper.from_array(kept, f"{name}.byte"))
+        graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scale"))
+        wide = f"{name}.wide"
+        nodes.append(helper.make_node("Cast", [f"{name}.byte"], [wide], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [wide, f"{name}.scale"], [name]))
+    nodes = [*nodes, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def halved(ranker: SessionRanker) -> SessionRanker:
-    """A copy whose large weights are rounded as `_halve` keeps them."""
+def _in_bytes(values: Floats) -> tuple[NDArray[np.int8] | None, Floats | None]:
+    """Integers and scales whose product these rounded weights are; None if they are not.
+
+    Tracing may have turned a matrix, so its scales stand at rows or at columns.
+    """
+    for axis in range(values.ndim - 1, -1, -1) if values.ndim > 1 else ():
+        largest = np.abs(values).max(axis, keepdims=True)
+        scales = np.maximum(largest / INT8, LEAST_SCALE).astype(np.float32)
+        whole = np.rint(values / scales)
+        if np.array_equal(whole.astype(np.float32) * scales, values):
+            return whole.astype(np.int8), scales
+    return None, None
+
+
+def narrowed(ranker: SessionRanker, weights: Weights) -> SessionRanker:
+    """A copy whose large weights are rounded as `_narrow` keeps them."""
     rounded = copy.deepcopy(ranker).eval()
+    if weights == "float32":
+        return rounded
     with torch.no_grad():
         for parameter in rounded.parameters():
-            if parameter.numel() >= HALVED_FROM:
-                parameter.copy_(parameter.half().float())
+            if parameter.numel() < NARROWED_FROM:
+                continue
+            in_bytes = weights == "int8" and parameter.ndim > 1
+            parameter.copy_(rounded_rows(parameter) if in_bytes else parameter.half().float())
     return rounded
 
 
@@ -229,9 +258,9 @@ def export(
         SessionExportError: the graph does not reproduce torch's numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    in_half = options.weights == "float16"
-    shipped = halved(ranker) if in_half else copy.deepcopy(ranker).eval()
-    write_graph(shipped, folder / GRAPH_FILE, halved=in_half)
+    weights = options.weights
+    shipped = narrowed(ranker, weights)
+    write_graph(shipped, folder / GRAPH_FILE, weights)
     prove(shipped, folder / GRAPH_FILE, [*_proofs(shipped, table, examples.sessions)])
     _write_json(folder / ITEM_IDS_FILE, list(ids))
     cases = golden_cases(shipped, table, ids, examples, options)
@@ -247,7 +276,7 @@ def export(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=GRAPH_FILE,
             scores="logit",
-            numerics="fp32 (weights kept in fp16)" if in_half else "fp32",
+            numerics="fp32" if weights == "float32" else f"fp32 (weights kept in {weights})",
             flops=candidate_flops(table),
             inputs=(TensorSpec(name=INPUT, dtype="float32", shape=("R", "L", dim)),),
             outputs=tuple(

@@ -14,14 +14,14 @@ from onnx import numpy_helper
 from compress.graph import SessionGraph
 from compress.progress import Silent
 from compress.sessions import export as exporting
-from compress.sessions.config import SessionExport
+from compress.sessions.config import SessionExport, Weights
 from compress.sessions.data import SessionData
 from compress.sessions.evaluate import evaluate
 from compress.sessions.export import (
     TOLERANCE,
     SessionExportError,
     export,
-    halved,
+    narrowed,
     prove,
     torch_scores,
     write_graph,
@@ -115,7 +115,7 @@ def bundles(data: SessionData, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def graph(tmp_path_factory: pytest.TempPathFactory, data: SessionData) -> tuple[Any, Path]:
     """A ranker and its graph. Read only."""
     ranker, path = made(TRAINED[0], data), tmp_path_factory.mktemp("graph") / "model.onnx"
-    write_graph(ranker, path, halved=False)
+    write_graph(ranker, path, "float32")
     return ranker, path
 
 
@@ -132,7 +132,7 @@ def drawn(rows: int, length: int, dim: int) -> torch.Tensor:
 def test_the_graph_is_the_ranker(case: Case, data: SessionData, tmp_path: Path) -> None:
     """For sessions of any length, none and the longest too, alone and together."""
     ranker, path = made(case, data), tmp_path / "model.onnx"
-    write_graph(ranker, path, halved=False)
+    write_graph(ranker, path, "float32")
     runtime, names = SessionGraph(path), ("query", "repeat", "follow")
 
     for length in (0, 1, 2, 9, ranker.config.length):
@@ -193,19 +193,23 @@ def weight_bytes(path: Path) -> int:
 
 @pytest.mark.slow
 @trained
-def test_half_the_bytes_hold_the_same_ranker(case: Case, data: SessionData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_fewer_bytes_hold_the_same_ranker(
+    case: Case, data: SessionData, tmp_path: Path, weights: Weights
+) -> None:
     """But for what is small: the graph is the rounded ranker, and both are near the trained one."""
-    ranker, rounded = made(case, data, dim=32), halved(made(case, data, dim=32))
-    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
-    write_graph(ranker, whole, halved=False)
-    write_graph(rounded, half, halved=True)
+    share, off = (0.6, 0.05) if weights == "float16" else (0.4, 0.5)
+    ranker, rounded = made(case, data, dim=32), narrowed(made(case, data, dim=32), weights)
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    write_graph(ranker, whole, "float32")
+    write_graph(rounded, small, weights)
 
     sessions = [drawn(1, length, 32).numpy()[0] for length in (0, 1, 7)]
-    assert prove(rounded, half, sessions) <= TOLERANCE
-    assert weight_bytes(half) < 0.6 * weight_bytes(whole)
+    assert prove(rounded, small, sessions) <= TOLERANCE
+    assert weight_bytes(small) < share * weight_bytes(whole)
     with torch.inference_mode():
         near, exact = rounded.encode(drawn(3, 7, 32)).query, ranker.encode(drawn(3, 7, 32)).query
-    assert 0 < (near - exact).abs().max() < 0.05
+    assert 0 < (near - exact).abs().max() < off
 
 
 @pytest.mark.slow
@@ -257,7 +261,7 @@ def test_no_bundle_is_sealed_of_a_wrong_graph(
     """What stands in the folder is none, and a run again starts it afresh."""
     other, _ = made(TRAINED[0], data, seed=9), graph
     raw = graph[1].read_bytes()
-    monkeypatch.setattr(exporting, "write_graph", lambda _, path, **__: path.write_bytes(raw))
+    monkeypatch.setattr(exporting, "write_graph", lambda _, path, __: path.write_bytes(raw))
 
     with pytest.raises(SessionExportError):
         exported(other, table_of("dense", data), data, tmp_path / "bundle", weights="float32")
