@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.item_vectors import looked_up
+from model_store.codebooks import looked_up
 
 try:
     from service import _kernels

@@ -28,8 +28,9 @@ from compress.sessions.costs import candidate_flops
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.rankers.base import SessionRanker, Ways
 from compress.sessions.tables.coded import INT8, rounded_rows
+from model_store.arrays import LEAST_SCALE
 from model_store.bundle import GOLDEN_FILE, GRAPH_FILE, ITEM_IDS_FILE, Bundle, seal
-from model_store.item_vectors import LEAST_SCALE, ItemVectors
+from model_store.item_vectors import ItemVectors
 from model_store.manifest import (
     UNREACHED,
     DataSpec,
