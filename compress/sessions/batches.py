@@ -41,6 +41,11 @@ def windows(sessions: Sessions, length: int) -> list[Piece]:
     ]
 
 
+def endings(sessions: Sessions, length: int) -> list[Piece]:
+    """The last clicks of each session, at most ``length``: what came after them nobody has seen."""
+    return [Piece(session[-length:], len(session) <= length) for session in sessions]
+
+
 def padded(sessions: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
     """Rows (B, L), 0 after a session's end, and lengths (B,)."""
     lengths = torch.tensor([len(session) for session in sessions])

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.config import AnyRun, Frozen, Section
 
@@ -14,16 +14,19 @@ class FitConfig(Frozen):
     """The training loop's options.
 
     Attributes:
-        lr: of the encoder, at its peak; warmed up over the first tenth, then cosine to zero.
+        lr: of the encoder, at its peak; warmed up over the first tenth, then cosine to zero. 0: the
+            encoder stays as it is.
         table_lr: of the item table.
+        newest: so many sessions are learned from, the newest ones; 0: all.
         batch_clicks: clicks in a batch, about.
         negatives: items drawn for each batch besides its own; 0: the whole catalogue.
         patience: epochs without a better validation NDCG@20 that are borne before stopping.
         weight_decay: of the encoder.
     """
 
-    lr: float = Field(default=1e-3, gt=0.0)
+    lr: float = Field(default=1e-3, ge=0.0)
     table_lr: float = Field(default=3e-3, ge=0.0)
+    newest: int = Field(default=0, ge=0)
     batch_clicks: int = Field(default=512, ge=2)
     negatives: int = Field(default=2048, ge=0)
     epochs: int = Field(default=10, gt=0)
@@ -32,9 +35,13 @@ class FitConfig(Frozen):
 
 
 class SoftTargets(Frozen):
-    """How much the student imitates its teacher.
+    """How much the student imitates its teacher, and where.
 
     Attributes:
+        after: where soft targets are taken: ``clicks``, at every target of the cross-entropy, which
+            a trained teacher knows by heart; or ``sessions``, after the last click of each, where
+            it says what it would say of a session that it has not seen. There is no cross-entropy
+            then, and no dropout.
         soft: weight of KL(teacher || student) over all ways (γ); the cross-entropy keeps 1 - γ.
         contrast: weight of the contrastive loss between recombined hot and cold halves (β).
         bidirectional: whether the teacher learns with the student.
@@ -42,11 +49,22 @@ class SoftTargets(Frozen):
         temperature: of the contrastive loss (τ).
     """
 
+    after: Literal["clicks", "sessions"] = "clicks"
     soft: float = Field(default=0.5, ge=0.0, le=1.0)
     contrast: float = Field(default=0.0, ge=0.0)
     bidirectional: bool = False
     hot_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     temperature: float = Field(default=0.2, gt=0.0)
+
+    @model_validator(mode="after")
+    def _alone(self) -> "SoftTargets":
+        others = self.soft < 1 or self.contrast or self.bidirectional
+        if self.after == "sessions" and others:
+            raise ValueError(
+                "after a session's end there are soft targets alone: expected soft = 1, "
+                "contrast = 0 and bidirectional = false beside after = 'sessions'"
+            )
+        return self
 
 
 class SessionExport(Frozen):

@@ -140,6 +140,24 @@ class Distillation:
             )
         return total + next_item_loss(taught) if learns else total
 
+    @property
+    def imitates(self) -> bool:
+        """Whether it replaces the cross-entropy: then there are soft targets alone."""
+        return self.config.after == "sessions"
+
+    def imitation(self, given: Scored, batch: Batch, columns: Columns) -> Tensor:
+        """L_soft where the teacher has seen no target.
+
+        Args:
+            given: the student's scores.
+            batch: the sessions.
+            columns: what they are scored against.
+        """
+        self.teacher.train(mode=False)
+        with torch.no_grad():
+            taught = score_batch(self.teacher, batch, columns, self.teacher.table(columns.rows))
+        return soft_target_loss(given, taught)
+
     def parameter_groups(self, config: FitConfig) -> list[dict[str, Any]]:
         """What the optimizer has to move besides the student."""
         groups: list[dict[str, Any]] = []

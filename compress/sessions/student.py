@@ -49,7 +49,7 @@ class Batch:
     Attributes:
         rows: (B, L + 1) item rows, 0 after the end.
         real: (B, L + 1) whether there is an item.
-        history: (B, L) the sessions without their last column: what is encoded.
+        history: (B, L) what is encoded: the sessions without their last column, or the whole.
         at: (P, 2) session and position of each target; position l follows l items.
         target: (P,) item rows.
     """
@@ -73,6 +73,20 @@ def as_batch(rows: Tensor, lengths: Tensor, begins: Tensor) -> Batch:
     real = places < lengths[:, None]
     session, place = (real & (begins[:, None] | (places > 0))).nonzero(as_tuple=True)
     return Batch(rows, real, rows[:, :-1], (session, place), rows[session, place])
+
+
+def as_endings(rows: Tensor, lengths: Tensor) -> Batch:
+    """One position a session, after its last click.
+
+    Nothing is known to come there: the targets are row 0, and mean nothing.
+
+    Args:
+        rows: (B, L) sessions, padded.
+        lengths: (B,) of the sessions.
+    """
+    real = torch.arange(rows.shape[1]) < lengths[:, None]
+    after = torch.arange(len(rows)), lengths
+    return Batch(rows, real, rows, after, torch.zeros_like(lengths))
 
 
 def score_batch(student: Student, batch: Batch, columns: Columns, vectors: Tensor) -> Scored:

@@ -24,12 +24,19 @@ from compress import checkpoint as checkpoints
 from compress.config import CompressError
 from compress.optimizers import RowAdam
 from compress.progress import Progress
-from compress.sessions.batches import Piece, batches, windows
+from compress.sessions.batches import Piece, batches, endings, windows
 from compress.sessions.config import FitConfig
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.distill import Distillation
 from compress.sessions.losses import Columns, all_columns, next_item_loss, sampled_columns
-from compress.sessions.student import Batch, NotTrained, Student, as_batch, score_batch
+from compress.sessions.student import (
+    Batch,
+    NotTrained,
+    Student,
+    as_batch,
+    as_endings,
+    score_batch,
+)
 
 WARM_UP = 0.1
 JUDGED_AT_ONCE = 256
@@ -67,14 +74,19 @@ class Objective:
         self._student, self._config, self._distillation = student, config, distillation
 
     def __call__(self, rows: Tensor, lengths: Tensor, begins: Tensor) -> tuple[Tensor, int]:
-        """(loss, targets) of a batch as `batches` gives it."""
-        student, batch = self._student, as_batch(rows, lengths, begins)
+        """(loss, positions) of a batch as `batches` gives it."""
+        student, teacher = self._student, self._distillation
+        imitates = teacher is not None and teacher.imitates
+        batch = as_endings(rows, lengths) if imitates else as_batch(rows, lengths, begins)
         columns = self._columns(batch)
         vectors = student.table(columns.rows)
         given = score_batch(student, batch, columns, vectors)
-        loss = next_item_loss(given)
-        if self._distillation is not None:
-            loss = self._distillation.loss(loss, given, batch, columns, vectors)
+        if teacher is None:
+            loss = next_item_loss(given)
+        elif imitates:
+            loss = teacher.imitation(given, batch, columns)
+        else:
+            loss = teacher.loss(next_item_loss(given), given, batch, columns, vectors)
         return loss + student.table.penalty(), len(batch.target)
 
     def _columns(self, batch: Batch) -> Columns:
@@ -116,7 +128,7 @@ def fit(
         ConfigError: the checkpoint belongs to another run.
     """
     run = {"config": config.model_dump(mode="json"), "seed": seed, "stage": stage, "until": until}
-    pieces = windows(sessions, student.ranker.config.length)
+    pieces = _pieces(sessions, student.ranker.config.length, config, distillation)
     loop = _Loop(student, pieces, config, seed, distillation, until=until)
     state = checkpoints.load(checkpoint, run)
     if state is not None:
@@ -137,6 +149,15 @@ def fit(
     return tuple(loop.history)
 
 
+def _pieces(
+    sessions: Sessions, length: int, config: FitConfig, distillation: Distillation | None
+) -> list[Piece]:
+    newest = sessions.select(np.arange(len(sessions))[-config.newest :])
+    if distillation is not None and distillation.imitates:
+        return endings(newest, length)
+    return windows(newest, length)
+
+
 class _Steppers:
     """Adam for the layers and, row by row, for a table whose gradient is sparse."""
 
@@ -146,13 +167,15 @@ class _Steppers:
         rows = student.table.rows_parameter
         layers = {"lr": config.lr, "weight_decay": config.weight_decay}
         table = {"lr": config.table_lr, "weight_decay": 0.0}
+        encoder = list(student.ranker.parameters()) if config.lr else []
         groups: list[dict[str, Any]] = [
-            {"params": list(student.ranker.parameters()), **layers},
+            {"params": encoder, **layers},
             {"params": [p for p in student.table.parameters() if p is not rows], **table},
         ]
         if distillation is not None:
             groups += distillation.parameter_groups(config)
-        self._layers = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+        self._layers = torch.optim.AdamW(groups, fused=True)
+        self.idle = rows is None and not any(group["params"] for group in groups)
         self._peaks = [group["lr"] for group in self._layers.param_groups]
         self._rows = None if rows is None else RowAdam(rows, 0.0)
         self._rows_peak, self._table_rows = config.table_lr, rows
@@ -206,7 +229,8 @@ class _Loop:
     @property
     def over(self) -> bool:
         """Whether nothing is left to do."""
-        return self.epoch >= self.epochs or self.worse > self.config.patience
+        done = self.epoch >= self.epochs or self.worse > self.config.patience
+        return done or self.steppers.idle
 
     def run_epoch(self, progress: Progress, stage: str) -> tuple[float, float]:
         """One pass over the sessions: (mean loss, seconds)."""
@@ -214,6 +238,8 @@ class _Loop:
         rng = np.random.default_rng((self.seed, self.epoch))
         torch.manual_seed(int(rng.integers(1 << 62)))
         self.student.train(mode=True)
+        if self.distillation is not None and self.distillation.imitates:
+            self.student.ranker.train(mode=False)  # nothing here can be learned by heart
         started, total, targets = time.perf_counter(), 0.0, 0
         for rows, lengths, begins in batches(self.pieces, self.config.batch_clicks, rng):
             loss, count = self._update(rows, lengths, begins)

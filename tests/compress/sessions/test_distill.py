@@ -1,19 +1,22 @@
 """What a teacher adds: soft targets, and contrast of halves that both models put together."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from compress.progress import Silent
+from compress.sessions.batches import padded
 from compress.sessions.config import FitConfig, SoftTargets
 from compress.sessions.data import SessionData, Sessions
 from compress.sessions.distill import Contrast, Distillation, HalfPool
 from compress.sessions.losses import all_columns, next_item_loss, soft_target_loss
-from compress.sessions.student import Batch, Student, as_batch, score_batch
+from compress.sessions.student import Batch, Student, as_batch, as_endings, score_batch
 from compress.sessions.train import fit
 from tests.compress.sessions.students import DIM, new_student, synthetic, weights
 
@@ -270,3 +273,76 @@ def test_soft_targets_alone_bring_a_student_near_its_teacher(data: SessionData) 
     learn(student, data.train, config, made)
 
     assert losses(student, made, batch)[2].item() < before / 3
+
+
+# --- after a session's end -------------------------------------------------------------------
+
+
+def test_imitation_is_soft_targets_after_whole_sessions(data: SessionData) -> None:
+    """KL(teacher || student) over all ways after the last click, session by session."""
+    student, teacher, made = taught(data, after="sessions", soft=1.0)
+    sessions = [session[:6] for session in data.train][:5]
+    rows, lengths = padded(sessions)
+    batch, columns = as_endings(rows, lengths), all_columns(student.table.items)
+    student.ranker.train(mode=False)
+    given = score_batch(student, batch, columns, student.table(columns.rows))
+
+    found = made.imitation(given, batch, columns)
+
+    def ways(model: Student, session: np.ndarray[Any, Any]) -> Tensor:
+        table = model.table(columns.rows)
+        encoded = model.ranker.encode(table[torch.from_numpy(session.astype(np.int64))][None])
+        every = [table @ encoded.query[0, -1], encoded.repeat[0, -1]]
+        return torch.cat(every).log_softmax(0)
+
+    with torch.no_grad():
+        expected = 0.0
+        for session in sessions:
+            p, q = ways(teacher, session), ways(student, session)
+            expected += float((p.exp() * (p - q)).sum()) / len(sessions)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+
+
+def test_imitation_is_blind_to_what_comes_next(data: SessionData) -> None:
+    """Its targets mean nothing: others give the same loss."""
+    student, _, made = taught(data, after="sessions", soft=1.0)
+    student.ranker.train(mode=False)
+    batch, columns = as_endings(*padded([data.train[0]])), all_columns(student.table.items)
+    found = []
+    for target in (0, 5):
+        other = replace(batch, target=torch.full_like(batch.target, target))
+        given = score_batch(student, other, columns, student.table(columns.rows))
+        found.append(float(made.imitation(given, other, columns).detach()))
+
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("others", [{"soft": 0.5}, {"contrast": 0.1}, {"bidirectional": True}])
+def test_nothing_else_is_learned_after_a_session(others: dict[str, Any]) -> None:
+    """There is no target there, and no half to contrast."""
+    with pytest.raises(ValidationError, match="soft targets alone"):
+        SoftTargets.model_validate({"after": "sessions", "soft": 1.0, **others})
+
+
+def test_imitation_moves_the_table_alone_if_so_asked(data: SessionData) -> None:
+    """With lr = 0 the encoder stays; without dropout the loss is the same in a second run."""
+    histories = []
+    for _ in range(2):
+        student, _, made = taught(data, dropout=0.5, after="sessions", soft=1.0)
+        before = {name: value.clone() for name, value in student.ranker.state_dict().items()}
+        config = FIT.model_copy(update={"lr": 0.0, "table_lr": 0.01, "newest": 50, "epochs": 2})
+        table = student.table(torch.arange(student.table.items)).detach().clone()
+        histories.append(
+            fit(
+                student, data.train, None, config, 1,
+                progress=Silent(), stage="imitate", distillation=made,
+            )
+        )  # fmt: skip
+        for name, value in student.ranker.state_dict().items():
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+        assert not torch.equal(student.table(torch.arange(student.table.items)), table)
+
+    losses = [[epoch.loss for epoch in history] for history in histories]
+    assert losses[0] == losses[1]
+    assert losses[0][1] < losses[0][0]
