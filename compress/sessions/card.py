@@ -36,7 +36,10 @@ class Judged:
 
 
 def write_card(
-    site: Site, seeds: Sequence[tuple[int, Judged, Judged]], floors: Mapping[str, SessionQuality]
+    site: Site,
+    seeds: Sequence[tuple[int, Judged, Judged]],
+    floors: Mapping[str, SessionQuality],
+    boosts: tuple[float, float],
 ) -> SessionCard:
     """Seal both bundles of the first seed under the card over all seeds."""
     first, dense, coded = seeds[0]
@@ -72,6 +75,8 @@ def write_card(
                 if metric in compared
             },
             "speedup": us[0] / us[1],
+            "boost of repeats, dense": boosts[0],
+            "boost of repeats, coded": boosts[1],
         },
         floors=dict(floors),
         config=plan_as_json(site.plan),

@@ -91,10 +91,15 @@ class SessionGate(Frozen):
 
 
 class SessionRunConfig(AnyRun):
-    """A whole run: sessions → teacher → codes → student → export → evaluate → publish."""
+    """A whole run: sessions → teacher → codes → student → export → evaluate → publish.
+
+    Attributes:
+        calibrate: whether teacher and student weigh repeats as validation has it.
+    """
 
     task: Literal["session"]
     train: FitConfig = FitConfig()
+    calibrate: bool = True
     table: Section
     finetune: FitConfig = FitConfig(lr=5e-4, table_lr=1e-3, epochs=5)
     distill: SoftTargets = SoftTargets()

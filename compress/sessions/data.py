@@ -98,6 +98,10 @@ class Prefixes:
         again = (self.sessions.rows == self.targets[of]) & (self.targets[of] != UNKNOWN)
         return np.bincount(of[again], minlength=len(self)) > 0
 
+    def select(self, chosen: NDArray[np.int64]) -> "Prefixes":
+        """Some of the prefixes, in the order they are named."""
+        return Prefixes(self.sessions.select(chosen), self.targets[chosen], self.owner[chosen])
+
     def recoded(self, ids: tuple[str, ...]) -> "Prefixes":
         """The same prefixes by the rows of another catalogue, `UNKNOWN` outside of it."""
         moved = _moved(self.sessions.ids, ids)

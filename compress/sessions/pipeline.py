@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from compress.data.folders import alone, replaced, spacious
 from compress.progress import Progress, Silent
+from compress.sessions.calibrate import calibrate
 from compress.sessions.card import Judged, write_card
 from compress.sessions.config import FitConfig, SessionGate
 from compress.sessions.cooccurrence import cooccurrence_vectors
@@ -56,6 +57,7 @@ from model_store.item_vectors import ItemVectors
 from model_store.manifest import Resources, SessionCard, SessionQuality
 
 RANKS_FILE: Final = "ranks.npy"
+BOOST_FILE: Final = "boost.json"
 QUALITY_FILE: Final = "quality.json"
 
 
@@ -75,10 +77,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How teacher and student did epoch by epoch on validation: how long both are trained."""
+    """What was chosen on validation.
+
+    Attributes:
+        teacher: how it did epoch by epoch: how long it is trained.
+        student: the same of the student.
+        boosts: of the repeats, in the teacher and in the student.
+    """
 
     teacher: tuple[Epoch, ...]
     student: tuple[Epoch, ...]
+    boosts: tuple[float, float]
 
 
 def run(plan: Plan, progress: Progress) -> Outcome:
@@ -107,7 +116,7 @@ def carry_out(site: Site) -> Outcome:
     floors = {name: judge_floor(site, name) for name in config.floors}
     choice = choose(site)
     seeds = [run_seed(site, seed, choice) for seed in config.seeds]
-    card = write_card(site, seeds, floors)
+    card = write_card(site, seeds, floors, choice.boosts)
     holds = passes(config.gate, card)
     versions: Mapping[str, str] = {}
     if holds:
@@ -169,6 +178,7 @@ def choose(site: Site) -> Choice:
         seed=seed,
         folder=site.teachers / "choice",
     )
+    dense = boosted(site, teacher, site.teachers / "choice")
     student, distillation = new_student(site, teacher, data.train, seed)
     tuned = learn(
         site,
@@ -180,7 +190,20 @@ def choose(site: Site) -> Choice:
         folder=site.folder / "choice",
         distillation=distillation,
     )
-    return Choice(trained, tuned)
+    return Choice(trained, tuned, (dense, boosted(site, student, site.folder / "choice")))
+
+
+def boosted(site: Site, student: Student, folder: Path) -> float:
+    """Fit how much repeats weigh, or read what an earlier run has found."""
+    path = folder / BOOST_FILE
+    if not site.plan.config.calibrate:
+        return float(student.ranker.boost)
+    if not path.exists():
+        stage = f"weight of repeats, {'teacher' if folder.parent == site.teachers else 'student'}"
+        found = calibrate(student, site.data.validation, progress=site.progress, stage=stage)
+        write_whole(path, json.dumps(found))
+    student.ranker.boost.fill_(json.loads(path.read_text()))
+    return float(student.ranker.boost)
 
 
 def run_seed(site: Site, seed: int, choice: Choice) -> tuple[int, Judged, Judged]:
@@ -198,6 +221,7 @@ def run_seed(site: Site, seed: int, choice: Choice) -> tuple[int, Judged, Judged
     teacher = new_teacher(site, sessions, seed)
     until = best_epoch(choice.teacher)
     learn(site, teacher, config.train, sessions=sessions, seed=seed, folder=here, until=until)
+    teacher.ranker.boost.fill_(choice.boosts[0])
     plain = card.model_copy(update={"table": "dense"})
     dense = judged(
         site, here / "dense", lambda: (teacher.ranker, teacher.table.export()), plain, curves
@@ -215,6 +239,7 @@ def run_seed(site: Site, seed: int, choice: Choice) -> tuple[int, Judged, Judged
             distillation=distillation,
             until=best_epoch(choice.student),
         )
+        student.ranker.boost.fill_(choice.boosts[1])
         return student.ranker, student.table.export()
 
     return seed, dense, judged(site, coded_folder(site, seed), coded, card, curves)

@@ -86,7 +86,7 @@ def _teacher_parts(plan: Plan) -> dict[str, Any]:
         # How long to train is chosen under it, for all seeds.
         "first seed": config.seeds[0],
         "ranker": [config.ranker.type, plan.ranker_config.model_dump(mode="json")],
-        **config.model_dump(mode="json", include={"train", "export", "threads"}),
+        **config.model_dump(mode="json", include={"train", "calibrate", "export", "threads"}),
     }
 
 

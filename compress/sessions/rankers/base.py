@@ -59,6 +59,7 @@ class SessionRanker(nn.Module, ABC):
 
     Attributes:
         neighbours: S, of rankers that have the way ``follow``.
+        boost: () added to the log weights of ``repeat``; fitted after training (`calibrate`).
         USES_VECTORS: whether it has the way ``generate``: then it is trained, else fitted.
     """
 
@@ -72,6 +73,8 @@ class SessionRanker(nn.Module, ABC):
         # Stands before every session, as if it were an item: what an empty session is made of.
         # As long as an item: a query of no length has no direction, and gradients without bound.
         self.start = nn.Parameter(F.normalize(torch.randn(config.dim), dim=0))
+        self.boost: Tensor
+        self.register_buffer("boost", torch.zeros(()))
 
     @abstractmethod
     def forward(self, vectors: Tensor) -> Ways:
@@ -84,9 +87,15 @@ class SessionRanker(nn.Module, ABC):
         # What the start weighs itself is no item.
         return Ways(
             query,
-            None if repeat is None else repeat[:, :, 1:],
+            None if repeat is None else repeat[:, :, 1:] + self.boost,
             None if follow is None else follow[:, :, 1:],
         )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it has the way ``repeat``."""
+        with torch.inference_mode():
+            return self(self.start[None, None]).repeat is not None
 
     def fit(self, sessions: Sessions) -> None:
         """Take from the training sessions what is counted, not learned. Most rankers: nothing."""
