@@ -15,12 +15,14 @@ ARGS ?=
 VENV := .venv
 SERVE_VENV := .venv-serve
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check
+# setuptools warns at length of packages that lie beside each other, as these do on purpose.
+QUIETLY := PYTHONWARNINGS=ignore
+PIP := $(QUIETLY) $(PY) -m pip --disable-pip-version-check
 SERVE_PY := $(SERVE_VENV)/bin/python
 RUN := $(VENV)/.run-stamp
 DEV := $(VENV)/.dev-stamp
 SERVE := $(SERVE_VENV)/.serve-stamp
-PINS := pyproject.toml constraints/dev.txt service/_kernels.c
+PINS := pyproject.toml setup.py constraints/dev.txt service/_kernels.c
 BUILD := build
 
 .PHONY: help
@@ -126,8 +128,8 @@ $(DEV): $(PINS) | $(VENV)/.made
 	$(PIP) install -q -c constraints/dev.txt -e '.[serve,compress,loadtest,dev]'
 	@touch $(RUN) $@
 
-$(SERVE): pyproject.toml constraints/serve.txt constraints/dev.txt service/_kernels.c | $(SERVE_VENV)/.made
-	$(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/serve.txt -e '.[serve]'
+$(SERVE): pyproject.toml setup.py constraints/serve.txt constraints/dev.txt service/_kernels.c | $(SERVE_VENV)/.made
+	$(QUIETLY) $(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/serve.txt -e '.[serve]'
 	$(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/dev.txt pytest
 	@touch $@
 
@@ -139,7 +141,7 @@ constraints: $(VENV)/.made  ## take the newest versions that fit and pin them in
 	$(PIP) install -q --upgrade --upgrade-strategy eager 'torch==2.13.0' -e '.[serve,compress,loadtest,dev]'
 	$(PY) $(FREEZE) > constraints/dev.txt
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
-	$(BUILD)/pins/bin/python -m pip --disable-pip-version-check install -q -c constraints/dev.txt -e '.[serve]'
+	$(QUIETLY) $(BUILD)/pins/bin/python -m pip --disable-pip-version-check install -q -c constraints/dev.txt -e '.[serve]'
 	$(BUILD)/pins/bin/python $(FREEZE) > constraints/serve.txt
 	rm -rf $(BUILD)/pins
 

@@ -11,7 +11,7 @@ COPY constraints/ constraints/
 ARG TORCH_INDEX_URL=
 RUN pip install --no-cache-dir -c constraints/dev.txt \
     ${TORCH_INDEX_URL:+--no-deps --index-url "$TORCH_INDEX_URL"} torch
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 # Dependencies before code, so that a change of code reuses the layer.
 RUN mkdir model_store service compress loadtest \
     && pip install --no-cache-dir -c constraints/dev.txt '.[compress]' \

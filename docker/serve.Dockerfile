@@ -13,7 +13,7 @@ print('' if os.path.exists(sysconfig.get_path('include') + '/Python.h') else 'py
 RUN python -m venv --without-pip /opt/venv
 # Dependencies before code, so that a change of code reuses the layer. The build reads the package
 # list from the code's folders: empty ones do for the dependencies.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY constraints/ constraints/
 RUN mkdir model_store service compress loadtest \
     && pip --python /opt/venv/bin/python install --no-cache-dir -c constraints/serve.txt '.[serve]' \
