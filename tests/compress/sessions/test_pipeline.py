@@ -11,8 +11,10 @@ from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from compress.__main__ import app
@@ -677,3 +679,41 @@ def test_the_command_says_what_the_card_says(outcome: Outcome) -> None:
     )
 
     assert json.loads(ended.stdout)["metrics"] == outcome.card.results[0].coded.metrics
+
+
+def test_a_student_that_imitates_keeps_its_teachers_encoder(tmp_path: Path) -> None:
+    """With lr = 0 the codebooks learn alone; without calibration not even repeats weigh more."""
+    plan = planned(
+        tmp_path,
+        "seeds=[1]",
+        "floors=[]",
+        "calibrate=false",
+        "finetune={lr = 0, table_lr = 0.03, newest = 100, negatives = 0, epochs = 1}",
+        "distill={after = 'sessions', soft = 1.0}",
+    )
+    outcome = run(plan, Silent())
+
+    dense, coded = (sums(bundle_of(outcome, 1, kind).root) for kind in KINDS)
+    assert dense["model.onnx"] == coded["model.onnx"]
+    assert outcome.card.achieved["boost of repeats, dense"] == 0
+    assert outcome.card.achieved["boost of repeats, coded"] == 0
+
+
+def test_repeats_weigh_as_validation_has_it(outcome: Outcome) -> None:
+    """In all seeds alike, teacher and student each as its own trial said."""
+    teachers = teacher_folder(outcome)
+    found = {
+        "dense": json.loads((teachers / "choice" / "boost.json").read_text()),
+        "coded": json.loads((outcome.folder / "choice" / "boost.json").read_text()),
+    }
+    for kind, boost in found.items():
+        assert outcome.card.achieved[f"boost of repeats, {kind}"] == boost
+        for seed in (1, 2):
+            graph = onnx.load(
+                teachers / f"seed-{seed}" / "dense" / "model.onnx"
+                if kind == "dense"
+                else outcome.folder / f"seed-{seed}" / "coded" / "model.onnx"
+            )
+            weights = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
+            (kept,) = (value for name, value in weights.items() if name.endswith("boost"))
+            assert float(kept) == boost
