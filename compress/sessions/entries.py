@@ -17,7 +17,7 @@ from model_store.bundle import Bundle
 from model_store.manifest import SessionCard, SessionQuality
 
 UNCOMPRESSED: Final = "uncompressed"
-OF_A_TEACHER: Final = ("seeds", "data", "ranker", "train", "export")
+OF_A_TEACHER: Final = ("seeds", "data", "ranker", "train", "calibrate", "export")
 OF_A_TABLE: Final = ("table", "finetune", "distill")
 SHOWN_OPTIONS: Final = ("codes", "kept_as")  # the first of these that a table has is in its name
 
