@@ -152,7 +152,7 @@ def damped(
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Steps of s, y and z; see `UmecConfig`."""
+    """Steps of s, y and z; see `compress.methods.umec.UmecConfig`."""
 
     s_lr: float
     y_lr: float

@@ -1,8 +1,8 @@
 /* The loops of service/kernels.py, which says what each is for and how the codes lie in memory.
  *
  * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
- * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that each
- * way to it gives the same bits. The GIL is free while they run.
+ * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
+ * ways to it give equal numbers. The GIL is free while they run.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -19,6 +19,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
+#define VERSION 1 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* rows asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -374,5 +375,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntConstant(made, "VERSION", VERSION) < 0) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
 }

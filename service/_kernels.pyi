@@ -1,9 +1,11 @@
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 # Arrays lie in C order; their types are what service/kernels.py says.
 Array = NDArray[Any]
+
+VERSION: Final[int]
 
 def best_of(scores: Array, best: Array, rows: Array, /) -> None: ...
 def taken(

@@ -172,7 +172,8 @@ def fastest(table: ItemVectors) -> ItemScores:
     if not isinstance(table, CodedTable):
         return Products(table)
     books, size, _ = table.codebooks.shape
-    if size <= kernels.HALF_BYTE and books <= kernels.MOST_BOOKS:
+    # Without compiled loops numpy would take the blocks apart in every request.
+    if size <= kernels.HALF_BYTE and books <= kernels.MOST_BOOKS and kernels.COMPILED:
         return Shuffles.of(table)
     # The kernels take C order; and what came over the network may lie anywhere.
     codes = np.require(table.codes, requirements=["C_CONTIGUOUS", "ALIGNED"])

@@ -10,7 +10,7 @@ sub-scores are rounded down to bytes, which bounds an item's score from above; t
 bound reaches the worst of the best so far are scored in float32. What comes out is exact.
 
 The loops are C (`_kernels.c`), built when the package is installed. Where no compiler was at hand,
-numpy gives the same scores, several times slower; `COMPILED` tells which it is.
+numpy gives the same scores, several times slower; `COMPILED` tells which it is, `WHY_NOT` why.
 """
 
 from typing import Any, Final, NamedTuple
@@ -20,10 +20,15 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
+VERSION: Final = 1  # of the loops' arguments, as `_kernels.c` has it
+
 try:
     from service import _kernels
-except ImportError:  # installed without a C compiler
+
+    WHY_NOT = "" if _kernels.VERSION == VERSION else f"built for version {_kernels.VERSION}"
+except ImportError as error:  # installed without a C compiler
     _kernels = None  # type: ignore[assignment]
+    WHY_NOT = str(error)
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -37,7 +42,7 @@ MOST_BOOKS: Final = 256  # so many bytes add up to no more than 16 bits hold
 TOP: Final = 255  # the largest byte
 NO_ROW: Final = np.iinfo(np.int64).max
 
-COMPILED: Final = _kernels is not None
+COMPILED: Final = not WHY_NOT
 SHUFFLES: Final = COMPILED and _kernels.shuffles()
 
 
@@ -48,8 +53,10 @@ def _nobody(count: int) -> Heap:
 
 def _check(tables: Floats, books: int, rows: Rows | None = None) -> None:
     """The loops read memory as the types below, and as many tables as an item has codes."""
-    if tables.dtype != np.float32 or len(tables) != books:
-        raise TypeError(f"expected {books} tables of float32, got {len(tables)} of {tables.dtype}")
+    if tables.dtype != np.float32 or tables.ndim != 2 or len(tables) != books or not books:  # noqa: PLR2004
+        raise TypeError(
+            f"expected {books or 'some'} tables of float32, got {tables.dtype} of {tables.shape}"
+        )
     if rows is not None and rows.dtype != np.int64:
         raise TypeError(f"expected rows of int64, got {rows.dtype}")
 
@@ -71,6 +78,7 @@ def best_of(scores: Floats, count: int) -> Heap:
         _check(scores[None], 1)
         _kernels.best_of(scores, best, rows)
         return best, rows
+    scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)  # as the loop has it
     least = np.partition(scores, -count)[-count] if count < len(scores) else -np.inf
     able = np.flatnonzero((scores >= least) & (scores > -np.inf))
     able = able[np.argsort(-scores[able], kind="stable")][:count]
@@ -159,6 +167,8 @@ def scanned_blocks(
         codes = out_of_blocks(blocks, np.arange(items), len(tables))
         return best_of(looked_up(tables, codes), count)
     best, rows = _nobody(count)
+    if items > LANES * len(blocks):
+        raise TypeError(f"expected blocks of {items} items, got {len(blocks)} of {LANES}")
     if count:
         _check(tables, 2 * blocks.shape[1])
         entries, ceiling, step = rounded(tables)

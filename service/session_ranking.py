@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+import structlog
 
 from model_store.arrays import Floats, Rows
 from model_store.bundle import Bundle
 from model_store.item_vectors import Neighbours
 from model_store.manifest import UNREACHED, Manifest, SessionSpec
 from model_store.store import OpenedVersion
+from service import kernels
 from service.caches import Blobs
 from service.candidates import (
     ItemFeatures,
@@ -42,6 +44,8 @@ from service.ranking import (
 )
 from service.schemas import RankRequest, RecommendRequest
 from service.scorer import OrtEncoder, Ways, require_finite
+
+log = structlog.get_logger(__name__)
 
 NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
 NOBODY: Final = np.empty(0, np.intp)
@@ -269,6 +273,12 @@ def make_ranking(opened: OpenedVersion, table: Catalogue) -> SessionRanking:
     bundle, manifest = opened.bundle, opened.bundle.manifest
     if manifest.session is None:
         raise BundleRejected(f"{bundle.root}: the bundle holds no session ranker")
+    if not kernels.COMPILED:
+        log.warning(
+            "item codes are scored by numpy, which is slower",
+            reason=kernels.WHY_NOT,
+            hint="install again with a C compiler and Python's headers",
+        )
     return SessionRanking(
         name=opened.name,
         version=opened.version,

@@ -19,7 +19,8 @@ from model_store.manifest import Resources
 TABLE: Final = "item table"
 ROUNDS: Final = 300
 SESSION_LENGTH: Final = 10
-FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
+NUMBERS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
+SCALE: Final = ".scale"  # how the name of a weight ends that scales another, kept in eight bits
 
 
 def bytes_by_part(root: Path) -> dict[str, int]:
@@ -45,16 +46,20 @@ def resources(bundle: Bundle, us: float | None) -> Resources:
         books, size, width = table.codebooks.shape
         flops["sub-scores, once a request"] = 2 * books * size * width
     graph = onnx.load(bundle.path(bundle.manifest.graph)).graph
-    # Single numbers and whole ones are the exporter's: factors, shapes, places.
-    weights = [w for w in graph.initializer if w.data_type in FLOATS and w.dims]
-    numbers = sum(int(np.prod(weight.dims)) for weight in weights)
     return Resources(
         flops=flops["candidate"],
         flops_parts=flops,
         bytes=bytes_by_part(bundle.root),
-        parameters=numbers + _numbers(table),
+        parameters=graph_numbers(graph) + _numbers(table),
         us_per_request=us,
     )
+
+
+def graph_numbers(graph: onnx.GraphProto) -> int:
+    """The numbers that a graph has learned, each once, whatever it is kept in."""
+    # Single numbers and whole ones are the exporter's: factors, shapes, places.
+    weights = [w for w in graph.initializer if w.data_type in NUMBERS and w.dims]
+    return sum(int(np.prod(w.dims)) for w in weights if not w.name.endswith(SCALE))
 
 
 def candidate_flops(table: ItemVectors | None) -> int:

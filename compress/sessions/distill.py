@@ -7,6 +7,10 @@
     z_tea    [θ_hot of the teacher ; θ_cold of the student]      halves of a session: its hot items
     z_stu    [θ_hot of the student ; θ_cold of the teacher]      (most clicked) and its cold ones
 
+or, after whole sessions (``after = "sessions"``), where no loss has told the teacher what came:
+
+    L = L_soft
+
 Xia et al. 2023 (papers.md §2.5). Unlike the released code every parameter here is trained, the
 teacher too if ``bidirectional``, and then it keeps its own cross-entropy: distillation alone would
 let it drift.

@@ -24,7 +24,7 @@ from torch import nn
 from compress.config import CompressError
 from compress.graph import HISTORY_FILE, SessionGraph
 from compress.sessions.config import SessionExport, Weights
-from compress.sessions.costs import candidate_flops
+from compress.sessions.costs import SCALE, candidate_flops
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.rankers.base import SessionRanker, Ways
 from compress.sessions.tables.coded import INT8, rounded_rows
@@ -128,29 +128,33 @@ def _settle(path: Path, names: Sequence[str], weights: Weights) -> None:
 def _narrow(graph: onnx.GraphProto, weights: Weights) -> None:
     """Keep large weights in fewer bits; the runtime widens them once, when it loads the graph.
 
-    By a cast and a product, which it folds: it would run DequantizeLinear in every request.
+    By casts and a product, which it folds: it would run DequantizeLinear in every request.
     """
-    nodes = []
+    kept: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def keep(values: NDArray[Any], name: str, wide: str) -> str:
+        kept.append(numpy_helper.from_array(values, name))
+        nodes.append(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT))
+        return wide
+
     for weight in graph.initializer:
         values, name = numpy_helper.to_array(weight), weight.name
         if values.dtype != np.float32 or values.size < NARROWED_FROM:
-            continue
-        kept, scales = _in_bytes(values) if weights == "int8" else (None, None)
-        if kept is None or scales is None:
-            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-            nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-            continue
-        weight.CopyFrom(numpy_helper.from_array(kept, f"{name}.byte"))
-        graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scale"))
-        wide = f"{name}.wide"
-        nodes.append(helper.make_node("Cast", [f"{name}.byte"], [wide], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [wide, f"{name}.scale"], [name]))
-    nodes = [*nodes, *graph.node]
-    del graph.node[:]
+            kept.append(weight)
+        elif weights == "int8" and (factors := _in_bytes(values)) is not None:
+            whole = keep(factors[0], f"{name}.byte", f"{name}.whole")
+            scale = keep(factors[1], f"{name}{SCALE}", f"{name}.step")
+            nodes.append(helper.make_node("Mul", [whole, scale], [name]))
+        else:
+            keep(values.astype(np.float16), f"{name}.half", name)
+    nodes += graph.node
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
+    graph.initializer.extend(kept)
 
 
-def _in_bytes(values: Floats) -> tuple[NDArray[np.int8] | None, Floats | None]:
+def _in_bytes(values: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]] | None:
     """Integers and scales whose product these rounded weights are; None if they are not.
 
     Tracing may have turned a matrix, so its scales stand at rows or at columns.
@@ -158,10 +162,10 @@ def _in_bytes(values: Floats) -> tuple[NDArray[np.int8] | None, Floats | None]:
     for axis in range(values.ndim - 1, -1, -1) if values.ndim > 1 else ():
         largest = np.abs(values).max(axis, keepdims=True)
         scales = np.maximum(largest / INT8, LEAST_SCALE).astype(np.float32)
-        whole = np.rint(values / scales)
-        if np.array_equal(whole.astype(np.float32) * scales, values):
-            return whole.astype(np.int8), scales
-    return None, None
+        whole, halves = np.rint(values / scales), scales.astype(np.float16)
+        if np.array_equal(whole * halves.astype(np.float32), values):
+            return whole.astype(np.int8), halves
+    return None
 
 
 def narrowed(ranker: SessionRanker, weights: Weights) -> SessionRanker:

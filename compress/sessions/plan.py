@@ -54,6 +54,8 @@ def resolve(config: SessionRunConfig) -> Plan:
             floors.append(resolve_type(free, Section(type=name), f"floors.{place}"))
         except ConfigError as error:
             faults.append(str(error))
+    if not config.train.lr:
+        faults.append("train.lr: expected over 0: the teacher's encoder begins at random")
     if ranker is not None and not ranker[0].USES_VECTORS:
         faults.append(f"ranker.type: {config.ranker.type!r} has no item vectors to compress")
     if faults or source is None or ranker is None or table is None:

@@ -219,6 +219,7 @@ class _Loop:
         self.objective = Objective(student, config, distillation)
         self.distillation = distillation
         self.steppers = _Steppers(student, config, distillation)
+        student.ranker.requires_grad_(bool(config.lr))  # `settle` undoes it
         clicks = sum(len(piece.clicks) for piece in pieces)
         self.steps = max(1, clicks * config.epochs // config.batch_clicks)
         self.step = self.epoch = self.worse = 0
@@ -283,6 +284,7 @@ class _Loop:
         """Put the best weights back."""
         self.student.load(self.best)
         self.student.train(mode=False)
+        self.student.ranker.requires_grad_(True)
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""

@@ -5,6 +5,7 @@ import pytest
 
 from model_store.codebooks import CodedTable
 from model_store.item_vectors import ItemVectors
+from service import kernels
 from service.item_scores import Best, LookUps, Products, Shuffles, fastest
 from tests.service.sessions import DIM, FORMS, ITEMS, coded
 
@@ -55,6 +56,15 @@ def test_the_best_come_first(table: ItemVectors, count: int) -> None:
 def test_every_form_has_its_fastest_way(form: str, kind: type) -> None:
     """Up to four bits shuffles, beyond that look-ups, and products for what has no codes."""
     assert type(fastest(FORMS[form]())) is kind
+
+
+def test_without_compiled_loops_four_bits_are_looked_up_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numpy would take the blocks apart in every request."""
+    monkeypatch.setattr(kernels, "COMPILED", False)
+
+    assert type(fastest(FORMS["4 bits"]())) is LookUps
 
 
 def test_codebooks_beyond_what_16_bits_can_add_are_looked_up() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from model_store.bundle import seal
 from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
+from service import kernels
 from service.errors import BadScores
 from service.schemas import RecommendRequest
 from service.scorer import OrtEncoder, Ways
@@ -85,6 +87,23 @@ async def test_scores_are_the_arithmetic_in_every_form(
     assert scored(best) == pytest.approx(scored(ranked), abs=1e-6)
     assert list(scored(best).values()) == sorted(scored(best).values(), reverse=True)
     assert best["method"] == "exact"
+
+
+async def test_a_service_without_compiled_loops_says_so_and_scores_the_same(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning for those who keep it up; nothing that a caller would see."""
+    publish(store, World(FORMS["4 bits"]()), tmp_path)
+    answers = []
+    for compiled in (True, False):
+        monkeypatch.setattr(kernels, "COMPILED", compiled)
+        with capture_logs() as logs:
+            async with serve(models=SESSION) as client:
+                answers.append(scored(await ask(client, session_items=[IDS[7]], top_k=ITEMS)))
+        said = [line for line in logs if "numpy" in line["event"]]
+        assert bool(said) is not compiled
+
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("ways", [

@@ -15,6 +15,7 @@ from compress.graph import SessionGraph
 from compress.progress import Silent
 from compress.sessions import export as exporting
 from compress.sessions.config import SessionExport, Weights
+from compress.sessions.costs import graph_numbers
 from compress.sessions.data import SessionData
 from compress.sessions.evaluate import evaluate
 from compress.sessions.export import (
@@ -32,7 +33,14 @@ from compress.sessions.tables.learned import LearnedTable
 from model_store.bundle import Bundle, open_bundle
 from model_store.item_vectors import ItemVectors
 from model_store.manifest import UNREACHED, Resources, SessionCard
-from tests.compress.sessions.students import DIM, FLOORS, TRAINED, drawn_ranker, synthetic
+from tests.compress.sessions.students import (
+    DIM,
+    FLOORS,
+    TRAINED,
+    drawn_ranker,
+    new_ranker,
+    synthetic,
+)
 
 NOTHING_YET = Resources(flops=0)
 CARD = SessionCard(ranker="any", table="any", seed=0, dense=NOTHING_YET, coded=NOTHING_YET)
@@ -210,6 +218,22 @@ def test_fewer_bytes_hold_the_same_ranker(
     with torch.inference_mode():
         near, exact = rounded.encode(drawn(3, 7, 32)).query, ranker.encode(drawn(3, 7, 32)).query
     assert 0 < (near - exact).abs().max() < off
+
+
+@pytest.mark.slow
+def test_a_wide_encoder_in_eight_bits_is_a_sound_graph(data: SessionData, tmp_path: Path) -> None:
+    """Its scales are hundreds, and are not narrowed in their turn; rows of zeros have one too."""
+    ranker = new_ranker("sasrec", dim=128, length=300).eval()
+    assert not ranker.repeat.age_key.any()
+    paths = {weights: tmp_path / f"{weights}.onnx" for weights in ("float16", "int8")}
+    for weights, path in paths.items():
+        write_graph(narrowed(ranker, weights), path, weights)
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+
+    # A weight counts once, whatever it is kept in.
+    assert graph_numbers(onnx.load(paths["int8"]).graph) == graph_numbers(
+        onnx.load(paths["float16"]).graph
+    )
 
 
 @pytest.mark.slow

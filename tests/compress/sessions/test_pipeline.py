@@ -178,6 +178,12 @@ def test_what_is_trained_is_no_floor(tmp_path: Path) -> None:
     assert "sasrec" not in str(caught.value)
 
 
+def test_a_teacher_is_not_left_as_it_was_drawn(tmp_path: Path) -> None:
+    """A rate of nothing is for students, whose encoder is a teacher's."""
+    with pytest.raises(ConfigError, match=r"train\.lr: expected over 0"):
+        planned(tmp_path, "train.lr=0")
+
+
 def test_codes_that_do_not_fit_the_items_are_refused_before_training(tmp_path: Path) -> None:
     """The data tells how many there are; nothing else is begun."""
     plan = planned(tmp_path, "table.codes=1x16")
