@@ -86,6 +86,11 @@ class CodedTable:
         """(N,) products of a query (dim,) with every item."""
         return looked_up(self.sub_scores(query), self.codes)
 
+    def without_items(self) -> "CodedTable":
+        """The codebooks alone. Not a slice of the codes: that would keep all of them alive."""
+        none = np.empty((0, self.codes.shape[1]), self.codes.dtype)
+        return CodedTable(none, self.codebooks, self.concatenated)
+
     def mean(self) -> Floats:
         """(dim,) the mean item."""
         books, size, _ = self.codebooks.shape

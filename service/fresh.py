@@ -86,7 +86,7 @@ class FreshForm:
         self.dim = 0 if table is None else table.dim
         self._words: CodedTable | None = None
         if isinstance(table, CodedTable) and table.codes_spec is None:
-            self._words = CodedTable(table.codes[:0], table.codebooks, table.concatenated)
+            self._words = table.without_items()
         self._refusal = _refusal(table)
 
     @property

@@ -131,9 +131,7 @@ class Shuffles:
     @classmethod
     def of(cls, table: CodedTable) -> Self:
         """A table with up to 16 codewords a codebook."""
-        codes: NDArray[np.uint8] = table.codes[:0]
-        words = CodedTable(codes, table.codebooks, table.concatenated)
-        return cls(kernels.in_blocks(table.codes), len(table), words)
+        return cls(kernels.in_blocks(table.codes), len(table), table.without_items())
 
     @property
     def nbytes(self) -> int:

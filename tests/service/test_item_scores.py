@@ -97,3 +97,12 @@ def test_the_best_of_several_lots_are_put_in_order() -> None:
     found = Best.sorted(np.array([4, 2, 9]), np.array([1.0, 1.0, 3.0], np.float32), 2)
 
     assert found.rows.tolist() == [9, 2]
+
+
+def test_blocks_let_go_of_the_codes_that_they_are_made_from() -> None:
+    """Else four bits would take the memory of twelve."""
+    table = coded(16, books=8)
+    items = Shuffles.of(table)
+
+    assert items.words.codes.base is None
+    assert len(items.words.codes) == 0
