@@ -7,6 +7,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #include <immintrin.h>
@@ -19,7 +20,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 1 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 2 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* rows asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -259,7 +260,103 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
     }
 }
 
+/* ---- ids, one after the other in UTF-8, found by a hash table of their rows ---- */
+
+#define FREE (-1)
+
+typedef struct {
+    const char *text;
+    const uint32_t *ends; /* [items + 1]: id i lies from ends[i] to ends[i + 1] */
+    int32_t *slots;       /* a power of two, more than there are items: rows, or FREE */
+    uint64_t mask;
+} Ids;
+
+/* FNV-1a, its upper half folded in: the slot is taken from the lowest bits. */
+static uint64_t hash_of(const char *text, Py_ssize_t length)
+{
+    uint64_t hash = 14695981039346656037u;
+    for (Py_ssize_t i = 0; i < length; i++)
+        hash = (hash ^ (unsigned char)text[i]) * 1099511628211u;
+    return hash ^ (hash >> 32);
+}
+
+/* The slot that holds a text's row, or the free one where it would stand. */
+static uint64_t slot_of(const Ids *ids, const char *text, Py_ssize_t length, uint64_t hash)
+{
+    uint64_t slot = hash & ids->mask;
+    for (int32_t row; (row = ids->slots[slot]) != FREE; slot = (slot + 1) & ids->mask)
+        if (ids->ends[row + 1] - ids->ends[row] == (uint32_t)length &&
+            !memcmp(ids->text + ids->ends[row], text, (size_t)length))
+            break;
+    return slot;
+}
+
+static void index_ids(const Ids *ids, Py_ssize_t items)
+{
+    for (Py_ssize_t row = 0; row < items; row++) {
+        const char *text = ids->text + ids->ends[row];
+        Py_ssize_t length = ids->ends[row + 1] - ids->ends[row];
+        ids->slots[slot_of(ids, text, length, hash_of(text, length))] = (int32_t)row;
+    }
+}
+
 /* ---- what Python sees ---- */
+
+static PyObject *py_index_ids(PyObject *self, PyObject *args)
+{
+    Py_buffer text, ends, slots;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &text, &ends, &slots))
+        return NULL;
+    Ids ids = {text.buf, ends.buf, slots.buf,
+               (uint64_t)(slots.len / (Py_ssize_t)sizeof(int32_t)) - 1};
+    Py_BEGIN_ALLOW_THREADS
+    index_ids(&ids, ends.len / (Py_ssize_t)sizeof(uint32_t) - 1);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&text);
+    PyBuffer_Release(&ends);
+    PyBuffer_Release(&slots);
+    Py_RETURN_NONE;
+}
+
+/* Rows of the texts of a list: a text that is none in UTF-8 (half a surrogate) is unknown. */
+static int find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(wanted); i++) {
+        Py_ssize_t length;
+        PyObject *each = PyList_GET_ITEM(wanted, i);
+        if (!PyUnicode_Check(each)) {
+            PyErr_SetString(PyExc_TypeError, "expected texts");
+            return 0;
+        }
+        const char *text = PyUnicode_AsUTF8AndSize(each, &length);
+        if (text)
+            rows[i] = ids->slots[slot_of(ids, text, length, hash_of(text, length))];
+        else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+            PyErr_Clear();
+            rows[i] = FREE;
+        } else
+            return 0;
+    }
+    return 1;
+}
+
+static PyObject *py_find_ids(PyObject *self, PyObject *args)
+{
+    Py_buffer text, ends, slots, rows;
+    PyObject *wanted;
+    if (!PyArg_ParseTuple(args, "O!y*y*y*w*", &PyList_Type, &wanted, &text, &ends, &slots, &rows))
+        return NULL;
+    Ids ids = {text.buf, ends.buf, slots.buf,
+               (uint64_t)(slots.len / (Py_ssize_t)sizeof(int32_t)) - 1};
+    int found = find_ids(&ids, wanted, rows.buf);
+    PyBuffer_Release(&text);
+    PyBuffer_Release(&ends);
+    PyBuffer_Release(&slots);
+    PyBuffer_Release(&rows);
+    if (!found)
+        return NULL;
+    Py_RETURN_NONE;
+}
 
 static PyObject *py_best_of(PyObject *self, PyObject *args)
 {
@@ -357,6 +454,8 @@ static PyObject *py_shuffles(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
+    {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, slots)"},
+    {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, slots, rows)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

@@ -176,7 +176,7 @@ def _unpacked(packed: Iterable[bytes], ranking: Growing) -> list[Placed]:
         except ValueError:
             senseless += 1
             continue
-        if placed.record.id in base.row_of or not base.form.fits(placed.record):
+        if placed.record.id in base.ids or not base.form.fits(placed.record):
             senseless += 1
         else:
             found.append(placed)
@@ -213,7 +213,7 @@ class _Unplaceable(ValueError):
 
 
 def _record(item: NewItem, catalogue: Catalogue, seen: Set[str]) -> Record:
-    if item.id in catalogue.base.row_of:
+    if item.id in catalogue.base.ids:
         raise _Unplaceable("id", f"{item.id!r} is an item of the bundle, which never changes")
     if item.id in seen:
         raise _Unplaceable("id", f"{item.id!r} comes twice")

@@ -6,7 +6,6 @@ fresh items it is another one, which shares all the rest.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any, Final, Self
 
 import numpy as np
@@ -20,10 +19,10 @@ from model_store.item_vectors import ItemVectors, Neighbours, load_vectors
 from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
+from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
 from service.kernels import out_of_blocks
 
-UNKNOWN: Final = -1
 _IDS: Final = "ids"
 _NEIGHBOURS: Final = ("offsets", "items", "weights")
 _DTYPES: Final = frozenset({"|u1", "<u2", "<i4", "<f2", "<f4"})
@@ -34,16 +33,14 @@ class Base:
     """What a bundle holds of its items.
 
     Attributes:
-        ids: of row 0, 1, …
-        row_of: the same, the other way round.
+        ids: of row 0, 1, …, and back.
         vectors: None for a ranker without.
         mean: (dim,) the mean item, which stands for one that is unknown; zeros without vectors.
         neighbours: what follows what; None for most rankers.
         form: what it can take for a fresh item.
     """
 
-    ids: Sequence[str]
-    row_of: dict[str, int]
+    ids: ItemIds
     vectors: ItemScores | None
     mean: Floats
     neighbours: Neighbours | None
@@ -91,10 +88,9 @@ class Catalogue:
 
     @classmethod
     def _of(cls, table: SessionTable) -> Self:
-        ids, vectors = table.ids, table.vectors
+        vectors = table.vectors
         base = Base(
-            ids=ids,
-            row_of={item: row for row, item in enumerate(ids)},
+            ids=ItemIds(table.ids),
             vectors=None if vectors is None else fastest(vectors),
             mean=np.zeros(1, np.float32) if vectors is None else vectors.mean(),
             neighbours=table.neighbours,
@@ -133,7 +129,7 @@ class Catalogue:
                 arrays |= {"blocks": vectors.blocks, "codebooks": vectors.words.codebooks}
         if neighbours is not None:
             arrays |= {name: getattr(neighbours, name) for name in _NEIGHBOURS}
-        blobs: dict[str, Blob] = {_IDS: orjson.dumps(self.base.ids)}
+        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self.base.ids])}
         for name, array in arrays.items():
             shape = "x".join(map(str, array.shape))
             flat = np.ascontiguousarray(array).reshape(-1)
@@ -158,7 +154,7 @@ class Catalogue:
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """(N,) rows, -1 for unknown items."""
-        rows = np.fromiter(map(self.base.row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
+        rows = self.base.ids.rows(ids)
         if self.fresh_row_of is not None:
             for place in np.flatnonzero(rows < 0).tolist():
                 rows[place] = self.fresh_row_of.get(ids[place], UNKNOWN)

@@ -1,7 +1,6 @@
 """The catalogue in this process: item id → row → encoded features."""
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any, Final, Self
 
 import numpy as np
@@ -12,8 +11,8 @@ from model_store.bundle import Bundle
 from model_store.manifest import InputName
 from service.caches import Blob, Blobs
 from service.features import Tensors
+from service.item_ids import ItemIds
 
-UNKNOWN: Final = -1
 _IDS: Final = "ids"
 _VALUES: Final = "values"
 _TENSOR: Final = "tensor:"
@@ -35,14 +34,13 @@ class ItemTable:
         tensors: Mapping[InputName, NDArray[Any]],
         values: Mapping[str, Sequence[Any]] | None,
     ) -> None:
-        self.ids = ids
-        self._row_of = {item: row for row, item in enumerate(ids)}
+        self.ids = ItemIds(ids)
         # A plain view: memmap's own indexing costs a microsecond a call.
         self.tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
         self.values = values
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(self.ids)
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self:
@@ -54,7 +52,7 @@ class ItemTable:
 
     def pack(self) -> dict[str, Blob]:
         """Named blobs, for the cache. The tensors' are views: nothing is copied."""
-        blobs: dict[str, Blob] = {_IDS: orjson.dumps(self.ids)}
+        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self.ids])}
         for name, tensor in self.tensors.items():
             flat = np.ascontiguousarray(tensor).reshape(-1)
             blobs[f"{_TENSOR}{name}:{tensor.dtype.str}"] = flat.view(np.uint8).data
@@ -79,7 +77,7 @@ class ItemTable:
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.intp]:
         """(N,) rows, -1 for unknown items."""
-        return np.fromiter(map(self._row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
+        return self.ids.rows(ids)
 
     def gather(self, rows: NDArray[np.intp], defaults: Tensors) -> Tensors:
         """(N, columns) each: the items' encoded features, the defaults for unknown items."""

@@ -1,4 +1,4 @@
-"""Look-ups in tables of sub-scores: the inner loops of coded item vectors, compiled.
+"""Look-ups in tables of sub-scores, the inner loops of coded item vectors, and of ids: compiled.
 
 An item's score is the sum of M entries of a table (M, K), one for each of its codes, added in the
 order of the codebooks: every kernel gives the bits of `model_store.codebooks.looked_up`. Codes
@@ -13,6 +13,7 @@ The loops are C (`_kernels.c`), built when the package is installed. Where no co
 numpy gives the same scores, several times slower; `COMPILED` tells which it is, `WHY_NOT` why.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 1  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 2  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -194,3 +195,41 @@ def out_of_blocks(blocks: Blocks, rows: Rows, books: int) -> NDArray[np.uint8]:
     joined = blocks[rows // LANES, :, rows % LANES]  # (n, pairs)
     halves = np.stack([joined & 15, joined >> 4], axis=-1)
     return np.ascontiguousarray(halves.reshape(len(rows), 2 * blocks.shape[1])[:, :books])
+
+
+# Ids
+
+
+class Index(NamedTuple):
+    """Ids as bytes, and a table that finds them: some twenty bytes an id, where Python takes 170.
+
+    Attributes:
+        text: all ids in UTF-8, one after the other.
+        ends: (N + 1,) uint32; id i lies from ``ends[i]`` to ``ends[i + 1]``.
+        slots: (a power of two over N,) int32 rows, at their ids' hashes or after; -1: free.
+    """
+
+    text: bytes
+    ends: NDArray[np.uint32]
+    slots: NDArray[np.int32]
+
+
+def index_ids(ids: Sequence[str]) -> Index | None:
+    """Of distinct ids; None where there are no compiled loops, or more bytes than 32 bits count."""
+    texts = [item.encode() for item in ids]
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    if not COMPILED or sizes.sum() > np.iinfo(np.uint32).max:
+        return None
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
+    # At least half of the slots stay free, so that few ids are looked at.
+    slots = np.full(1 << (2 * len(texts)).bit_length(), -1, np.int32)
+    index = Index(b"".join(texts), ends, slots)
+    _kernels.index_ids(*index)
+    return index
+
+
+def find_ids(index: Index, wanted: Sequence[str]) -> Rows:
+    """(n,) rows of ids, -1 for those that are not there."""
+    rows = np.empty(len(wanted), np.int64)
+    _kernels.find_ids(wanted if isinstance(wanted, list) else [*wanted], *index, rows)
+    return rows

@@ -1,0 +1,80 @@
+"""Ids and rows, packed and as Python holds them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service import kernels
+from service.item_ids import ItemIds
+
+ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@contextmanager
+def by(compiled: bool) -> Iterator[None]:
+    """As if there were a compiler, or none."""
+    with mock.patch.object(kernels, "COMPILED", compiled and kernels.COMPILED):
+        yield
+
+
+@ways
+@given(st.lists(texts, unique=True, max_size=60), st.lists(texts, max_size=20))
+@example([], ["a"])
+@example([""], ["", "a"])
+@example(["a\0", "a", "\0a"], ["a\0b", "\0"])
+@example(["é", "e\u0301", "日本", "𝄞"], ["日", "é"])
+def test_every_id_is_found_and_no_other(compiled: bool, ids: list[str], others: list[str]) -> None:
+    """Whatever characters they are of; the ids of rows are theirs."""
+    with by(compiled):
+        held = ItemIds(ids)
+    expected = [ids.index(other) if other in ids else -1 for other in others]
+
+    assert held.rows(ids).tolist() == list(range(len(ids)))
+    assert held.rows(others).tolist() == expected
+    assert held.rows(tuple(others)).dtype == np.intp
+    assert list(held) == ids
+    assert len(held) == len(ids)
+    assert [other in held for other in others] == [row >= 0 for row in expected]
+
+
+@ways
+def test_many_ids_of_one_beginning_are_told_apart(compiled: bool) -> None:
+    """As shops number theirs."""
+    ids = [f"product-{row:07}" for row in range(20_000)]
+    with by(compiled):
+        held = ItemIds(ids)
+
+    assert held.rows(ids[::-1]).tolist() == list(range(20_000))[::-1]
+    assert (held.rows([item + "0" for item in ids]) == -1).all()
+    assert held[12_345] == "product-0012345"
+
+
+@ways
+def test_half_a_character_is_no_id(compiled: bool) -> None:
+    """A lone surrogate, which JSON can spell and UTF-8 cannot."""
+    with by(compiled):
+        held = ItemIds(["a", "b"])
+
+    assert held.rows(["\ud800", "b"]).tolist() == [-1, 1]
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
+def test_packed_ids_take_some_twenty_bytes_each() -> None:
+    """Text, place and slots; nothing else is kept."""
+    index = kernels.index_ids([f"item-{row}" for row in range(10_000)])
+
+    assert index is not None
+    assert len(index.text) + index.ends.nbytes + index.slots.nbytes < 30 * 10_000
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
+def test_what_is_no_text_is_refused() -> None:
+    """Rather than read as one."""
+    with pytest.raises(TypeError, match="expected texts"):
+        ItemIds(["a"]).rows([1])  # type: ignore[list-item]
