@@ -36,6 +36,7 @@ from model_store.store import open_store
 NAME, PORT, WORKERS = "catalogue", 8131, 2
 NONE = Resources(flops=0)
 ROUNDS = 40  # requests, so that every worker has answered some
+STEADY = 0.5  # MB
 Memory = dict[str, float]
 
 
@@ -119,12 +120,26 @@ def memory(process: int) -> Memory:
     return {"private": private / 1000, "shared": (kib["Rss"] - private) / 1000}
 
 
+def settled(workers: list[int]) -> list[Memory]:
+    """Memory once it has stayed the same for two seconds: one worker may load after the other."""
+    before: list[Memory] = []
+    while True:
+        now = [memory(worker) for worker in workers]
+        if before and all(
+            abs(one["private"] - two["private"]) < STEADY
+            for one, two in zip(before, now, strict=True)
+        ):
+            return now
+        before = now
+        time.sleep(2)
+
+
 def measured(table: ItemVectors) -> Memory:
     """Mean memory of workers that hold a table."""
     with tempfile.TemporaryDirectory() as folder:
         store = published(table, Path(folder))
         with serving(store) as workers:
-            each = [memory(worker) for worker in workers]
+            each = settled(workers)
     return {part: float(np.mean([one[part] for one in each])) for part in each[0]}
 
 

@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from model_store.arrays import Floats, Rows
-from model_store.bundle import Bundle, SessionTable
+from model_store.bundle import Bundle
 from model_store.codebooks import CodedTable
 from model_store.item_vectors import ItemVectors, Neighbours, load_vectors
 from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
-from service.item_ids import UNKNOWN, ItemIds
+from service.item_ids import PACKED, UNKNOWN, ItemIds
 from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
 from service.kernels import out_of_blocks
 
-_IDS: Final = "ids"
 _NEIGHBOURS: Final = ("offsets", "items", "weights")
 _DTYPES: Final = frozenset({"|u1", "<u2", "<i4", "<f2", "<f4"})
 
@@ -84,16 +82,15 @@ class Catalogue:
         table = bundle.session_table()
         if table is None:
             raise ValueError(f"{bundle.root}: the bundle holds no session ranker")
-        return cls._of(table)
+        return cls._of(ItemIds.of(table.ids), table.vectors, table.neighbours)
 
     @classmethod
-    def _of(cls, table: SessionTable) -> Self:
-        vectors = table.vectors
+    def _of(cls, ids: ItemIds, vectors: ItemVectors | None, neighbours: Neighbours | None) -> Self:
         base = Base(
-            ids=ItemIds(table.ids),
+            ids=ids,
             vectors=None if vectors is None else fastest(vectors),
             mean=np.zeros(1, np.float32) if vectors is None else vectors.mean(),
-            neighbours=table.neighbours,
+            neighbours=neighbours,
             form=FreshForm(vectors),
         )
         return cls(base, Fresh())
@@ -129,7 +126,7 @@ class Catalogue:
                 arrays |= {"blocks": vectors.blocks, "codebooks": vectors.words.codebooks}
         if neighbours is not None:
             arrays |= {name: getattr(neighbours, name) for name in _NEIGHBOURS}
-        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self.base.ids])}
+        blobs = self.base.ids.pack()
         for name, array in arrays.items():
             shape = "x".join(map(str, array.shape))
             flat = np.ascontiguousarray(array).reshape(-1)
@@ -141,12 +138,11 @@ class Catalogue:
         """From what `pack` made of that bundle, None if it is not that."""
         spec = bundle.manifest.session
         try:
-            ids = orjson.loads(blobs[_IDS])
-            arrays = dict(_array(name, blob) for name, blob in blobs.items() if name != _IDS)
+            ids = ItemIds.unpack(blobs)
+            arrays = dict(_array(name, blob) for name, blob in blobs.items() if name not in PACKED)
             if spec is None or len(ids) != spec.items:
                 return None
-            table = SessionTable(ids, _vectors(arrays, spec, bundle), _neighbours(arrays, spec))
-            return cls._of(table)
+            return cls._of(ids, _vectors(arrays, spec, bundle), _neighbours(arrays, spec))
         except (KeyError, TypeError, ValueError):
             return None
 

@@ -13,7 +13,6 @@ from service.caches import Blob, Blobs
 from service.features import Tensors
 from service.item_ids import ItemIds
 
-_IDS: Final = "ids"
 _VALUES: Final = "values"
 _TENSOR: Final = "tensor:"
 
@@ -30,11 +29,11 @@ class ItemTable:
 
     def __init__(
         self,
-        ids: Sequence[str],
+        ids: ItemIds,
         tensors: Mapping[InputName, NDArray[Any]],
         values: Mapping[str, Sequence[Any]] | None,
     ) -> None:
-        self.ids = ItemIds(ids)
+        self.ids = ids
         # A plain view: memmap's own indexing costs a microsecond a call.
         self.tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
         self.values = values
@@ -48,11 +47,11 @@ class ItemTable:
         table = bundle.item_table()
         if table is None:
             raise ValueError(f"{bundle.root}: the bundle has no catalogue")
-        return cls(table.ids, table.tensors, table.values)
+        return cls(ItemIds.of(table.ids), table.tensors, table.values)
 
     def pack(self) -> dict[str, Blob]:
         """Named blobs, for the cache. The tensors' are views: nothing is copied."""
-        blobs: dict[str, Blob] = {_IDS: orjson.dumps([*self.ids])}
+        blobs = self.ids.pack()
         for name, tensor in self.tensors.items():
             flat = np.ascontiguousarray(tensor).reshape(-1)
             blobs[f"{_TENSOR}{name}:{tensor.dtype.str}"] = flat.view(np.uint8).data
@@ -64,7 +63,7 @@ class ItemTable:
     def unpack(cls, blobs: Blobs) -> Self | None:
         """From what `pack` made, None if it is not that; the tensors are views of the blobs."""
         try:
-            ids = orjson.loads(blobs[_IDS])
+            ids = ItemIds.unpack(blobs)
             values = orjson.loads(blobs[_VALUES]) if _VALUES in blobs else None
             tensors = {}
             for name, blob in blobs.items():

@@ -36,6 +36,7 @@ Rows = NDArray[np.intp]
 Codes = NDArray[Any]  # uint8 or uint16
 Blocks = NDArray[np.uint8]  # (⌈N / 32⌉, pairs, 32)
 Heap = tuple[Floats, Rows]
+Blob = bytes | memoryview
 
 LANES: Final = 32  # items of a block
 HALF_BYTE: Final = 16  # codes that four bits tell apart
@@ -200,36 +201,24 @@ def out_of_blocks(blocks: Blocks, rows: Rows, books: int) -> NDArray[np.uint8]:
 # Ids
 
 
-class Index(NamedTuple):
-    """Ids as bytes, and a table that finds them: some twenty bytes an id, where Python takes 170.
+def index_ids(text: Blob, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """Slots that find ids: a power of two of rows, at their ids' hashes or after; -1: free.
 
-    Attributes:
-        text: all ids in UTF-8, one after the other.
-        ends: (N + 1,) uint32; id i lies from ``ends[i]`` to ``ends[i + 1]``.
-        slots: (a power of two over N,) int32 rows, at their ids' hashes or after; -1: free.
+    Args:
+        text: all ids in UTF-8, one after the other, each once.
+        ends: (N + 1,) id i lies from ``ends[i]`` to ``ends[i + 1]``.
     """
-
-    text: bytes
-    ends: NDArray[np.uint32]
-    slots: NDArray[np.int32]
-
-
-def index_ids(ids: Sequence[str]) -> Index | None:
-    """Of distinct ids; None where there are no compiled loops, or more bytes than 32 bits count."""
-    texts = [item.encode() for item in ids]
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-    if not COMPILED or sizes.sum() > np.iinfo(np.uint32).max:
-        return None
-    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
     # At least half of the slots stay free, so that few ids are looked at.
-    slots = np.full(1 << (2 * len(texts)).bit_length(), -1, np.int32)
-    index = Index(b"".join(texts), ends, slots)
-    _kernels.index_ids(*index)
-    return index
+    slots = np.full(1 << (2 * (len(ends) - 1)).bit_length(), -1, np.int32)
+    _kernels.index_ids(text, ends, slots)
+    return slots
 
 
-def find_ids(index: Index, wanted: Sequence[str]) -> Rows:
+def find_ids(
+    wanted: Sequence[str], text: Blob, ends: NDArray[np.uint32], slots: NDArray[np.int32]
+) -> Rows:
     """(n,) rows of ids, -1 for those that are not there."""
     rows = np.empty(len(wanted), np.int64)
-    _kernels.find_ids(wanted if isinstance(wanted, list) else [*wanted], *index, rows)
+    listed = wanted if isinstance(wanted, list) else [*wanted]
+    _kernels.find_ids(listed, text, ends, slots, rows)
     return rows

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pytest
 
 from model_store.bundle import Bundle, open_bundle
@@ -13,6 +12,7 @@ from service.caches import Blob
 from service.catalogue import Catalogue
 from service.errors import BundleRejected
 from service.fresh import Fresh, Placed, Record
+from service.item_ids import ItemIds
 from service.session_ranking import make_ranking
 from tests.service.sessions import DIM, FORMS, IDS, ITEMS, World
 
@@ -56,7 +56,7 @@ def test_only_chosen_codes_are_packed(form: str, parts: set[str], tmp_path: Path
     """What the bundle's files hold as it is used is mapped from there, so workers share it."""
     packed = Catalogue.read(bundle_of(form, tmp_path)).pack()
 
-    always = {"ids", "offsets", "items", "weights"}
+    always = {"ids", "id_ends", "offsets", "items", "weights"}
     assert {name.split(":")[0] for name in packed} == parts | always
 
 
@@ -80,7 +80,7 @@ Harm = Callable[[dict[str, Blob]], object]
     [
         lambda blobs: blobs.pop("ids"),
         lambda blobs: blobs.update(ids=b"{"),
-        lambda blobs: blobs.update(ids=orjson.dumps(IDS[1:])),
+        lambda blobs: blobs.update(ItemIds.of(IDS[1:]).pack()),
         lambda blobs: blobs.pop("codes:|u1:40x2"),
         lambda blobs: blobs.update({"codes:|u1:40x2": bytes(79)}),
         lambda blobs: blobs.update({"codes:|u1:80x1": blobs.pop("codes:|u1:40x2")}),
@@ -91,7 +91,7 @@ Harm = Callable[[dict[str, Blob]], object]
         lambda blobs: blobs.update({"items:<i4:77": b"\xff" * 308}),
         lambda blobs: blobs.update({"strange": b""}),
     ],
-    ids=["no ids", "no JSON", "fewer ids", "no codes", "short", "another shape", "objects",
+    ids=["no ids", "other ids", "fewer ids", "no codes", "short", "another shape", "objects",
          "out of range", "other codebooks", "no rows", "no neighbours", "a stranger"],
 )  # fmt: skip
 def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_ids_alone_may_be_all(tmp_path: Path) -> None:
     found = Catalogue.unpack(read.pack(), bundle)
 
     assert found is not None
-    assert read.pack().keys() == {"ids"}
+    assert read.pack().keys() == {"ids", "id_ends"}
     assert found.base.vectors is found.base.neighbours is None
     assert found.vectors(ROWS).tolist() == [[0.0]] * ITEMS
     assert found.nbytes == 0

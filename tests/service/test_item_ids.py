@@ -32,7 +32,7 @@ def by(compiled: bool) -> Iterator[None]:
 def test_every_id_is_found_and_no_other(compiled: bool, ids: list[str], others: list[str]) -> None:
     """Whatever characters they are of; the ids of rows are theirs."""
     with by(compiled):
-        held = ItemIds(ids)
+        held = ItemIds.of(ids)
     expected = [ids.index(other) if other in ids else -1 for other in others]
 
     assert held.rows(ids).tolist() == list(range(len(ids)))
@@ -48,7 +48,7 @@ def test_many_ids_of_one_beginning_are_told_apart(compiled: bool) -> None:
     """As shops number theirs."""
     ids = [f"product-{row:07}" for row in range(20_000)]
     with by(compiled):
-        held = ItemIds(ids)
+        held = ItemIds.of(ids)
 
     assert held.rows(ids[::-1]).tolist() == list(range(20_000))[::-1]
     assert (held.rows([item + "0" for item in ids]) == -1).all()
@@ -59,7 +59,7 @@ def test_many_ids_of_one_beginning_are_told_apart(compiled: bool) -> None:
 def test_half_a_character_is_no_id(compiled: bool) -> None:
     """A lone surrogate, which JSON can spell and UTF-8 cannot."""
     with by(compiled):
-        held = ItemIds(["a", "b"])
+        held = ItemIds.of(["a", "b"])
 
     assert held.rows(["\ud800", "b"]).tolist() == [-1, 1]
 
@@ -67,14 +67,48 @@ def test_half_a_character_is_no_id(compiled: bool) -> None:
 @pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
 def test_packed_ids_take_some_twenty_bytes_each() -> None:
     """Text, place and slots; nothing else is kept."""
-    index = kernels.index_ids([f"item-{row}" for row in range(10_000)])
+    ids = ItemIds.of([f"item-{row}" for row in range(10_000)])
+    kept = sum(len(blob) for blob in ids.pack().values()) + ids._slots.nbytes
 
-    assert index is not None
-    assert len(index.text) + index.ends.nbytes + index.slots.nbytes < 30 * 10_000
+    assert kept < 30 * 10_000
+    assert not ids._row_of
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
 def test_what_is_no_text_is_refused() -> None:
     """Rather than read as one."""
     with pytest.raises(TypeError, match="expected texts"):
-        ItemIds(["a"]).rows([1])  # type: ignore[list-item]
+        ItemIds.of(["a"]).rows([1])  # type: ignore[list-item]
+
+
+@ways
+@given(st.lists(texts, unique=True, max_size=30))
+def test_what_is_packed_is_unpacked(compiled: bool, ids: list[str]) -> None:
+    """From views of the same memory, or from bytes that came over a network."""
+    with by(compiled):
+        packed = ItemIds.of(ids).pack()
+        for blobs in (packed, {name: bytes(blob) for name, blob in packed.items()}):
+            held = ItemIds.unpack(blobs)
+            assert list(held) == ids
+            assert held.rows(ids).tolist() == list(range(len(ids)))
+
+
+ENDS = np.array([0, 1, 2], np.uint32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("blobs", "error"),
+    [
+        ({"ids": b"ab"}, KeyError),
+        ({"id_ends": ENDS}, KeyError),
+        ({"ids": b"abc", "id_ends": ENDS}, ValueError),
+        ({"ids": b"ab", "id_ends": b""}, ValueError),
+        ({"ids": b"ab", "id_ends": ENDS[:-1]}, ValueError),
+        ({"ids": b"ab", "id_ends": np.array([0, 3, 2], np.uint32).tobytes()}, ValueError),
+        ({"ids": b"ab", "id_ends": np.array([1, 1, 2], np.uint32).tobytes()}, ValueError),
+    ],
+)
+def test_what_are_no_ids_is_refused(blobs: dict[str, bytes], error: type[Exception]) -> None:
+    """No loop may read beyond the text."""
+    with pytest.raises(error):
+        ItemIds.unpack(blobs)
