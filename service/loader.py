@@ -7,6 +7,7 @@ assignment on the event loop swaps it in. Requests hold the ranking that they be
 """
 
 import asyncio
+import ctypes
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -272,6 +273,7 @@ class Loader:
             self._count(slot.name, "refused")
             return
         self._swap(slot, ranking)
+        await asyncio.to_thread(give_back)
 
     def _swap(self, slot: Slot, ranking: Ranking) -> None:
         before = slot.ranking
@@ -523,3 +525,13 @@ async def _claimed(slot: Slot) -> AsyncIterator[None]:
             yield
     finally:
         slot.activating = False
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system: loading needs several times what stays.
+
+    GNU's allocator keeps it otherwise; others have no such function, and need none.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
