@@ -273,7 +273,6 @@ class Loader:
             self._count(slot.name, "refused")
             return
         self._swap(slot, ranking)
-        await asyncio.to_thread(give_back)
 
     def _swap(self, slot: Slot, ranking: Ranking) -> None:
         before = slot.ranking
@@ -344,6 +343,7 @@ class Loader:
             raise BundleRejected(f"it cannot be read: {error}") from error
         # Before it serves: what was added to a version stays in it over a restart.
         await self._catch_up(ranking, ask_cache=True)
+        await asyncio.to_thread(give_back)
         self._metrics.model_load_seconds.observe(time.perf_counter() - started)
         return ranking
 

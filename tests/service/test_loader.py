@@ -10,6 +10,7 @@ import pytest
 from model_store.bundle import Bundle, parse_manifest, seal
 from model_store.errors import StoreError
 from model_store.store import Store
+from service import loader as loading
 from service.caches import CacheOptions, open_cache
 from service.loader import Loader, NothingLoaded
 from service.metrics import Metrics
@@ -56,6 +57,18 @@ async def test_an_activation_moves_the_alias_and_what_is_served(serve: Serve, st
         "previous": "1",
     }
     assert store.aliases("ctr") == {"prod": "2"}
+
+
+async def test_what_loading_freed_is_handed_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start as at an activation."""
+    calls: list[None] = []
+    monkeypatch.setattr(loading, "give_back", lambda: calls.append(None))
+    async with serve() as client:
+        assert len(calls) == 1
+        await activate(client, "2")
+        assert len(calls) == 2
 
 
 async def test_a_rollback_goes_back_to_what_was_before(serve: Serve, store: Store) -> None:
