@@ -48,6 +48,7 @@ def test_the_best_boost_stays_in_the_ranker(data: SessionData) -> None:
     before = {name: value.clone() for name, value in student.ranker.state_dict().items()}
 
     best = fitted(student, data.validation)
+    assert float(student.ranker.boost) == best
 
     scores = {}
     for boost in BOOSTS:
