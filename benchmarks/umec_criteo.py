@@ -1,7 +1,7 @@
 """UMEC on Criteo: quality lost at several FLOPs budgets, over seeds, from the exported bundles.
 
     python benchmarks/umec_criteo.py --data ../shared/data/criteo/train.parquet --chunks
-    python benchmarks/umec_criteo.py --data ... --chunks --resource top_mlp   # as the paper counts
+    python benchmarks/umec_criteo.py --data ... --chunks --flops-of top_mlp   # as the paper counts
 
 Each budget is one run of compress/configs/criteo.toml; what is compared is, seed by seed, the
 slim bundle with the dense bundle that it was made from, on the same test rows. Nothing was chosen
@@ -23,17 +23,17 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 
 
 
 def run(
-    data: Path, *, chunks: bool, resource: str, budget: float, seeds: Sequence[int], runs: Path
+    data: Path, *, chunks: bool, flops_of: str, budget: float, seeds: Sequence[int], runs: Path
 ) -> dict:
     """One `compress run`; its metrics.json."""
-    name = f"criteo-{resource}-{budget:g}".replace(".", "-").replace("_", "-")
+    name = f"criteo-{flops_of}-{budget:g}".replace(".", "-").replace("_", "-")
     options = {
         "name": json.dumps(name),
         "data.path": json.dumps(str(data)),
         "threads": "1",  # small batches: a second thread waits more than it works
         "seeds": json.dumps(list(seeds)),
-        "method.flops_budget": str(budget),
-        "method.resource": json.dumps(resource),
+        "method.budget.flops": str(budget),
+        "method.flops_of": json.dumps(flops_of),
         "runs": json.dumps(str(runs)),
         "publish.store": json.dumps(str(runs / "store")),
         "gate": "{max_auc_loss = 1.0}",
@@ -55,10 +55,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def row(resource: str, budget: float, metrics: dict) -> str:
+def row(flops_of: str, budget: float, metrics: dict) -> str:
     """A line of the table."""
     achieved = metrics["achieved"]
-    cells = [f"{resource} {budget:g}", *(f"{achieved[name]:.4f}" for name in ("top_mlp", "mlp"))]
+    cells = [f"{flops_of} {budget:g}", *(f"{achieved[name]:.4f}" for name in ("top_mlp", "mlp"))]
     results = metrics["results"]
     aucs = [interval([r[kind]["auc"] for r in results]) for kind in ("dense", "slim")]
     cells += ["{:.4f} ± {:.4f}".format(*auc) for auc in aucs]
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Criteo TSV or parquet")
     parser.add_argument("--chunks", action="store_true", help="split by the column `chunk`")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.34, 0.05])
-    parser.add_argument("--resource", choices=["mlp", "top_mlp", "all"], default="mlp")
+    parser.add_argument("--flops-of", choices=["mlp", "top_mlp", "all"], default="mlp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     options = parser.parse_args()
@@ -90,12 +90,12 @@ def main() -> None:
         metrics = run(
             options.data,
             chunks=options.chunks,
-            resource=options.resource,
+            flops_of=options.flops_of,
             budget=budget,
             seeds=options.seeds,
             runs=options.runs,
         )
-        rows.append(row(options.resource, budget, metrics))
+        rows.append(row(options.flops_of, budget, metrics))
     print(HEADER, *rows, sep="\n")
 
 

@@ -21,19 +21,17 @@ class Average:
     """
 
     def __init__(self, ranker: Ranker, decay: float) -> None:
-        self._table = ranker.table.weight
         self._decay, self._steps = decay, 0
-        self._moving = {n: p for n, p in ranker.named_parameters() if p is not self._table}
+        tables = ranker.sparse_tables()
+        self._moving = {n: p for n, p in ranker.named_parameters() if n not in tables}
         self._layers = {name: p.detach().clone() for name, p in self._moving.items()}
-        self._rows = self._table.detach().clone()
-        # log(d_1·d_2·…) up to now, and up to the step that each row was last seen at.
-        self._log = 0.0
-        self._seen = torch.zeros(len(self._rows), dtype=torch.float64, device=self._rows.device)
+        self._tables = {name: _TableAverage(table) for name, table in tables.items()}
+        self._log = 0.0  # log(d_1·d_2·…) up to now
 
     def before_step(self) -> None:
-        """Catch up on the rows that the gradient names, while they are what they have been."""
-        if self._table.grad is not None:
-            self._catch_up(self._table.grad._indices()[0])  # noqa: SLF001
+        """Catch up on the rows that the gradients name, while they are what they have been."""
+        for table in self._tables.values():
+            table.catch_up_touched(self._log)
 
     def after_step(self) -> None:
         """Draw the average towards the new weights."""
@@ -45,22 +43,13 @@ class Average:
 
     def weights(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors go on changing."""
-        self._catch_up(torch.arange(len(self._rows), device=self._rows.device))
-        return {**self._layers, "table.weight": self._rows}
-
-    def _catch_up(self, rows: Tensor) -> None:
-        now = self._table.detach()[rows]
-        left = torch.exp(self._log - self._seen[rows]).to(now.dtype).unsqueeze(1)
-        # A row named twice gets the same value twice.
-        self._rows[rows] = now + (self._rows[rows] - now) * left
-        self._seen[rows] = self._log
+        return {**self._layers, **{n: t.caught_up(self._log) for n, t in self._tables.items()}}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
             "layers": self._layers,
-            "rows": self._rows,
-            "seen": self._seen,
+            "tables": {n: [t.rows, t.seen] for n, t in self._tables.items()},
             "counts": [self._steps, self._log],
         }
 
@@ -68,6 +57,38 @@ class Average:
         """The reverse of `state_dict`."""
         for name, average in self._layers.items():
             average.copy_(state["layers"][name])
-        self._rows.copy_(state["rows"])
-        self._seen.copy_(state["seen"])
+        for name, table in self._tables.items():
+            for held, saved in zip((table.rows, table.seen), state["tables"][name], strict=True):
+                held.copy_(saved)
         self._steps, self._log = state["counts"]
+
+
+class _TableAverage:
+    """The average of a table's rows.
+
+    Attributes:
+        rows: the averages, each as of when it was last seen.
+        seen: the log of the factors up to then, by row.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self.rows = table.detach().clone()
+        self.seen = torch.zeros(len(table), dtype=torch.float64, device=table.device)
+
+    def catch_up_touched(self, log: float) -> None:
+        """Catch up on the rows of the gradient, if there is one."""
+        if self._table.grad is not None:
+            self._catch_up(self._table.grad._indices()[0], log)  # noqa: SLF001
+
+    def caught_up(self, log: float) -> Tensor:
+        """All rows, as of now."""
+        self._catch_up(torch.arange(len(self.rows), device=self.rows.device), log)
+        return self.rows
+
+    def _catch_up(self, rows: Tensor, log: float) -> None:
+        now = self._table.detach()[rows]
+        left = torch.exp(log - self.seen[rows]).to(now.dtype).unsqueeze(1)
+        # A row named twice gets the same value twice.
+        self.rows[rows] = now + (self.rows[rows] - now) * left
+        self.seen[rows] = log

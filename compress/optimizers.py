@@ -1,4 +1,4 @@
-"""One step for all parameters: torch's optimizers for the layers, a row-wise one for the table.
+"""One step for all parameters: torch's optimizers for the layers, a row-wise one for each table.
 
 A batch touches a few thousand rows of a table that may have millions. ``RowAdam`` and ``RowSgd``
 take the table's sparse gradient, add up the entries of equal rows, and update those rows alone
@@ -104,49 +104,50 @@ def _touched(table: Tensor, l2: float) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class Optimizers:
-    """Both optimizers, their learning rates falling together."""
+    """All optimizers, their learning rates falling together."""
 
     def __init__(self, ranker: Ranker, config: TrainConfig) -> None:
-        table = ranker.table.weight
-        layers = [p for p in ranker.parameters() if p is not table]
+        self._tables = ranker.sparse_tables()
+        layers = [p for n, p in ranker.named_parameters() if n not in self._tables]
         self._lr = config.lr
         self._row_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
         self._layers: torch.optim.Optimizer
-        self._rows: RowOptimizer
+        self._rows: dict[str, RowOptimizer]
         if config.optimizer == "adam":
             self._layers = torch.optim.Adam(
                 layers, config.lr, weight_decay=config.weight_decay, fused=True
             )
-            self._rows = RowAdam(table, config.embedding_l2)
+            self._rows = {n: RowAdam(t, config.embedding_l2) for n, t in self._tables.items()}
         else:
             self._layers = torch.optim.SGD(layers, config.lr, weight_decay=config.weight_decay)
-            self._rows = RowSgd(table, config.embedding_l2)
-        self._table = table
+            self._rows = {n: RowSgd(t, config.embedding_l2) for n, t in self._tables.items()}
         self.factor = 1.0
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._layers.zero_grad(set_to_none=True)
-        self._table.grad = None
+        for table in self._tables.values():
+            table.grad = None
 
     def step(self) -> None:
         """Apply the gradients."""
         for group in self._layers.param_groups:
             group["lr"] = self._lr * self.factor
         self._layers.step()
-        if self._row_lr:
-            self._rows.step(self._row_lr * self.factor)
+        for rows in self._rows.values() if self._row_lr else ():
+            rows.step(self._row_lr * self.factor)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
             "layers": self._layers.state_dict(),
-            "rows": self._rows.state_dict(),
+            "rows": {name: rows.state_dict() for name, rows in self._rows.items()},
             "factor": self.factor,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self._layers.load_state_dict(state["layers"])
-        self._rows.load_state_dict(state["rows"])
+        for name, rows in self._rows.items():
+            rows.load_state_dict(state["rows"][name])
         self.factor = state["factor"]

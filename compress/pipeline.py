@@ -215,6 +215,7 @@ def run_seed(site: Site, seed: int) -> SeedRun:
         config=site.plan.method_config,
         seed=seed,
         train=site.plan.config.train,
+        pricing=None,
         progress=site.progress,
         checkpoint=here / "compress.ckpt",
     )

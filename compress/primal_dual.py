@@ -1,26 +1,29 @@
 r"""UMEC's iteration (Shen et al., ICLR 2021) without a ranker: norms of groups in, s, y and z out.
 
-    min_{W,s} max_{y≥0,z≥0}  loss(W) + Σ_l y_l·‖W_l‖²_{⌈s_l⌉} + z·(R(s) - budget)
+    min_{W,s} max_{y≥0,z≥0}  loss(W) + Σ_l y_l·‖W_l‖²_{⌈s_l⌉} + Σ_r z_r·(R_r(s) - budget_r)
+
+The paper has one resource; here each has its own price.
 
 After W's gradient half, which is the optimizer's, an iteration is
 
     W      V / (1 + 2·η1·y_l) in the ⌈s_l⌉ least groups                      `prox`
-    s_l    s_l - η2·(y_l·(energy of the next group to go) + z·∂R/∂s_l)       `s_gradient`, `s_step`
+    s_l    s_l - η2·(y_l·(energy of the next group to go) + Σ_r z_r·∂R_r/∂s_l)
+                                                                             `s_gradient`, `s_step`
     y_l    max(0, y_l + η3·‖W_l‖²_{⌈s_l⌉})                                   `dual_step`
-    z      max(0, z + η4·(R(s) - budget)), and no more than its cap          `dual_step`, `damped`
+    z_r    max(0, z_r + η4·(R_r(s) - budget_r)), and no more than its cap    `dual_step`, `damped`
 
 | symbol | here | is |
 |---|---|---|
-| ‖W_g‖² | ``energies`` | (G_l,) squared norms of a layer's groups |
-| ‖W_l‖²_k | `bottom_s_norm` | the sum of the k least |
+| ‖W_g‖² | ``energies`` | (G_l,) squared norms of a layer's groups, in the order in which they go |
+| ‖W_l‖²_k | `bottom_s_norm` | the sum of the first k: the least, if all cost alike |
 | s_l | ``s[l]`` | how many groups of layer l go; real |
 | ⌈·⌉ | `removed` | groups that go now, whole ``unit``\ s of them |
-| y_l, z | `DualVariables` | prices |
-| R(s), budget | `Constraint` | share of the resource that is left, and its bound |
+| y_l, z_r | `DualVariables` | prices |
+| R_r(s), budget_r | `Constraint` | shares of the resources that are left, and their bounds |
 | η1 | ``lr`` of `prox` | step of W's proximal half |
 | η2, η3, η4 | `Rates` | steps of s, y and z |
 
-Which groups there are, and what they cost, is `compress.methods.umec`.
+Which groups there are, in which order they go, and what they cost is `compress.methods.groups`.
 """
 
 import math
@@ -32,7 +35,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Vector = NDArray[np.float64]  # (L,), one entry a layer of groups
+Vector = NDArray[np.float64]  # (L,), one entry a layer of groups; or (R,), one a resource
+Matrix = NDArray[np.float64]  # (R, L)
 
 TINY_PRICE = 1e-8
 LEEWAY = 0.1
@@ -40,10 +44,10 @@ LEEWAY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class DualVariables:
-    """The prices: y (L,) of the groups that are not yet zero, z of the resource; none negative."""
+    """The prices: y (L,) of groups not yet zero, z (R,) of the resources; none negative."""
 
     y: Vector
-    z: float
+    z: Vector
 
 
 def removed(s: float, unit: int = 1) -> int:
@@ -65,25 +69,24 @@ def bottom(energies: Tensor, k: int) -> Tensor:
 
 
 def bottom_s_norm(energies: Tensor, k: int) -> float:
-    """‖W‖²_k: the sum of the k least squared group norms.
+    """‖W‖²_k: the sum of the squared norms of the first k groups.
 
-    >>> bottom_s_norm(torch.tensor([4.0, 1.0, 9.0, 0.25]), 2)
+    >>> bottom_s_norm(torch.tensor([0.25, 1.0, 4.0, 9.0]), 2)
     1.25
     """
-    return float(energies[bottom(energies, k)].sum())
+    return float(energies[:k].sum())
 
 
 def next_energy(energies: Tensor, k: int) -> float:
-    """∂‖W‖²_⌈s⌉/∂s with ceil straight through: the (k + 1)-th least, or the largest if all go.
+    """∂‖W‖²_⌈s⌉/∂s with ceil straight through: the (k + 1)-th, or the last if all go.
 
-    >>> next_energy(torch.tensor([4.0, 1.0, math.inf, 0.25]), 2)
+    >>> next_energy(torch.tensor([0.25, 1.0, 4.0, math.inf]), 2)
     4.0
-    >>> next_energy(torch.tensor([4.0, 1.0, math.inf, 0.25]), 3)
+    >>> next_energy(torch.tensor([0.25, 1.0, 4.0, math.inf]), 3)
     4.0
     """
-    ranked = energies.sort().values
-    finite = int(ranked.isfinite().sum())
-    return float(ranked[min(k, finite - 1)]) if finite else 0.0
+    finite = int(energies.isfinite().sum())
+    return float(energies[min(k, finite - 1)]) if finite else 0.0
 
 
 def prox(columns: Tensor, price: float | Tensor, lr: float) -> Tensor:
@@ -95,9 +98,9 @@ def prox(columns: Tensor, price: float | Tensor, lr: float) -> Tensor:
     return columns / (1.0 + 2.0 * lr * price)
 
 
-def s_gradient(y: Vector, z: float, ahead: Vector, slope: Vector) -> Vector:
-    """∂/∂s_l: y_l·(energy of the next group to go) + z·∂R/∂s_l."""
-    return y * ahead + z * slope
+def s_gradient(duals: DualVariables, ahead: Vector, slope: Matrix) -> Vector:
+    """∂/∂s_l: y_l·(energy of the next group to go) + Σ_r z_r·∂R_r/∂s_l."""
+    return np.asarray(duals.y * ahead + duals.z @ slope)
 
 
 def s_step(
@@ -118,36 +121,55 @@ def s_step(
 
 
 def dual_step(
-    duals: DualVariables, violation: Vector, excess: float, y_lr: float, z_lr: float
+    duals: DualVariables, violation: Vector, excess: Vector, y_lr: float, z_lr: float
 ) -> DualVariables:
-    """Ascent in both prices, projected to ≥ 0.
+    """Ascent in all prices, projected to ≥ 0.
 
     Args:
         duals: the prices.
         violation: (L,) ‖W_l‖²_{⌈s_l⌉}.
-        excess: R(s) - budget.
+        excess: (R,) R_r(s) - budget_r.
         y_lr: η3.
         z_lr: η4.
     """
     y = np.maximum(duals.y + y_lr * violation, 0.0)
-    return DualVariables(y, max(duals.z + z_lr * excess, 0.0))
+    return DualVariables(y, np.maximum(duals.z + z_lr * excess, 0.0))
 
 
-def damped(
-    duals: DualVariables, ahead: Vector, slope: Vector, may_grow: NDArray[np.bool_], *, over: bool
-) -> DualVariables:
-    """Cap z by the prices per FLOP, y_l·(energy of the next group)/(-∂R/∂s_l), of growing layers.
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What lies before s.
 
-    Over the budget the cap is just over the dearest: the layer whose groups cost most per FLOP
-    hardly moves until the others have caught up. Within the budget it is the cheapest: no layer
-    grows, and z, which has piled up by then, cannot carry s past the budget.
+    Attributes:
+        energy: (L,) of the next group to go.
+        after: (L,) of the one after it.
+        slope: (R, L) ∂R/∂s.
+        may_grow: (L,) whether s is below its bound.
     """
-    counted = may_grow & (slope < 0.0)
-    if not counted.any():
-        return duals
-    prices = (duals.y * ahead + TINY_PRICE)[counted] / -slope[counted]
-    cap = (1 + LEEWAY) * float(prices.max()) if over else float(prices.min())
-    return DualVariables(duals.y, min(duals.z, cap))
+
+    energy: Vector
+    after: Vector
+    slope: Matrix
+    may_grow: NDArray[np.bool_]
+
+
+def damped(duals: DualVariables, ahead: Ahead, excess: Vector) -> DualVariables:
+    """Cap each z by the prices per unit, y_l·(energy of a group to go)/(-∂R_r/∂s_l).
+
+    Over its budget the cap is just over the dearest of the growing layers, by the group after the
+    next, for else s would fall back from the next one wherever energies lie far apart: the layer
+    whose groups cost most per unit hardly moves until the others have caught up. Within the budget
+    it is the cheapest by the next group (shared among the resources): no layer grows, and z, which
+    has piled up by then, cannot carry s past the budget.
+    """
+    z = duals.z.copy()
+    for r, over in enumerate(excess > 0.0):
+        counted = ahead.may_grow & (ahead.slope[r] < 0.0)
+        if counted.any():
+            energy = ahead.after if over else ahead.energy
+            prices = (duals.y * energy + TINY_PRICE)[counted] / -ahead.slope[r][counted]
+            z[r] = min(z[r], (1 + LEEWAY) * prices.max() if over else prices.min() / len(z))
+    return DualVariables(duals.y, z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,22 +185,23 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """R(s) ≤ budget, and the box of s.
+    """R_r(s) ≤ budget_r for all r, and the box of s.
 
     Attributes:
+        budget: (R,).
         upper: (L,) s may not exceed.
         scale: (L,) what a step of s is measured in.
         counts: s -> ⌈s⌉.
-        ratio: ⌈s⌉ -> R.
-        slope: ⌈s⌉ -> ∂R/∂s (L,).
+        ratio: ⌈s⌉ -> R (R,).
+        slope: ⌈s⌉ -> ∂R/∂s (R, L).
     """
 
-    budget: float
+    budget: Vector
     upper: Vector
     scale: Vector
     counts: Callable[[Vector], list[int]]
-    ratio: Callable[[Sequence[int]], float]
-    slope: Callable[[Sequence[int]], Vector]
+    ratio: Callable[[Sequence[int]], Vector]
+    slope: Callable[[Sequence[int]], Matrix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +210,13 @@ class Iterate:
 
     Attributes:
         violation: (L,) ‖W_l‖²_{⌈s_l⌉}.
-        ratio: R(s).
+        ratio: (R,) R(s).
     """
 
     s: Vector
     duals: DualVariables
     violation: Vector
-    ratio: float
+    ratio: Vector
 
 
 def advance(
@@ -203,19 +226,22 @@ def advance(
     constraint: Constraint,
     rates: Rates,
 ) -> Iterate:
-    """Steps 3 to 6 of an iteration: s, then y and z at the new s, then z's cap.
+    """Steps 3 to 6 of an iteration: s, then y and z at the new s, then z's caps.
 
     Args:
         s: (L,) sparsities.
         duals: the prices.
-        energies: (G_l,) by layer, after W's steps; infinite for what must stay.
+        energies: (G_l,) by layer, after W's steps, in the order in which the groups go; infinite
+            for what must stay.
         constraint: the budget.
         rates: the steps.
     """
     counts = constraint.counts(s)
-    ahead = np.array([next_energy(e, k) for e, k in zip(energies, counts, strict=True)])
+    pairs = list(zip(energies, counts, strict=True))
+    ahead = np.array([next_energy(e, k) for e, k in pairs])
+    after = np.array([next_energy(e, k + 1) for e, k in pairs])
     slope = constraint.slope(counts)
-    gradient = s_gradient(duals.y, duals.z, ahead, slope)
+    gradient = s_gradient(duals, ahead, slope)
     s = s_step(s, gradient, constraint.upper, constraint.scale, rates.s_lr, full=rates.full)
     counts = constraint.counts(s)
     violation = np.array([bottom_s_norm(e, k) for e, k in zip(energies, counts, strict=True)])
@@ -223,5 +249,5 @@ def advance(
     excess = ratio - constraint.budget
     duals = dual_step(duals, violation, excess, rates.y_lr, rates.z_lr)
     if rates.damping:
-        duals = damped(duals, ahead, slope, s < constraint.upper, over=excess > 0.0)
+        duals = damped(duals, Ahead(ahead, after, slope, s < constraint.upper), excess)
     return Iterate(s, duals, violation, ratio)

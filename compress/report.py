@@ -241,8 +241,8 @@ def plots(card: Card, curves: Mapping[str, Curve]) -> list[Plot]:
             Plot(
                 "How the budget was met",
                 svg(method_plot, card, curves["method"], size=(8.4, 4.6)),
-                "R: share of the resource that is left; s: groups removed by layer; "
-                "y: price of the groups not yet zero; z: price of the resource.",
+                "R: share of a resource that is left; s: groups removed by layer; "
+                "y: price of the groups not yet zero; z: price of a resource.",
             )
         )
     if curves.get("train"):
@@ -363,7 +363,8 @@ def method_plot(figure: Figure, card: Card, curve: Curve) -> None:
     steps = [row["step"] for row in curve]
     layers = [key.removeprefix("s.") for key in curve[0] if key.startswith("s.")]
 
-    grid[0].plot(steps, [row.get("ratio") for row in curve], color=SLIM)
+    for key, color in zip(_keys(curve, "ratio"), PARTS, strict=False):
+        grid[0].plot(steps, [row[key] for row in curve], color=color)
     for name, budget in card.requested.items():
         grid[0].axhline(budget, color=LIMIT, linestyle="--", linewidth=1)
         grid[0].annotate(
@@ -383,10 +384,16 @@ def method_plot(figure: Figure, card: Card, curve: Curve) -> None:
             axes.plot(steps, [row[f"{letter}.{layer}"] for row in curve], color=color, label=layer)
         axes.set_title({"s": "s: groups removed", "y": "y: price of group sparsity"}[letter])
     grid[1].legend(loc="upper left")
-    grid[3].plot(steps, [row.get("z") for row in curve], color=SLIM)
-    grid[3].set_title("z: price of the resource")
+    for key, color in zip(_keys(curve, "z"), PARTS, strict=False):
+        grid[3].plot(steps, [row[key] for row in curve], color=color, label=key)
+    grid[3].set_title("z: price of a resource")
     for axes in grid[2:]:
         axes.set_xlabel("step")
+
+
+def _keys(curve: Curve, letter: str) -> list[str]:
+    # Bundles of one resource, as all were, have the letter alone.
+    return [key for key in curve[0] if key.partition(".")[0] == letter]
 
 
 def training_plot(figure: Figure, curves: Mapping[str, Curve]) -> None:

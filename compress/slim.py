@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from compress.rankers.base import Index, Keep, Ranker, SlimPlan
+from compress.rankers.base import Cut, Keep, Ranker
 
 
 def slim(ranker: Ranker, keep: Keep) -> Ranker:
@@ -20,38 +20,36 @@ def slim(ranker: Ranker, keep: Keep) -> Ranker:
     source = dict(ranker.named_parameters())
     with torch.no_grad():
         for name, parameter in slimmed.named_parameters():
-            rows, columns = plan.slices[name]
-            parameter.copy_(_cut(source[name].detach(), rows, columns))
+            cuts = [_cut(source[cut.source].detach(), cut) for cut in plan.slices[name]]
+            parameter.copy_(cuts[0] if len(cuts) == 1 else torch.cat(cuts))
     return slimmed.to(next(ranker.parameters()).device)
 
 
 def mask(ranker: Ranker, keep: Keep) -> Ranker:
     """A copy of the same size, zero wherever `slim` would cut."""
     masked = copy.deepcopy(ranker)
-    plan = ranker.plan(keep)
+    cuts = [cut for cuts in ranker.plan(keep).slices.values() for cut in cuts]
     with torch.no_grad():
         for name, parameter in masked.named_parameters():
-            parameter.mul_(_ones_where_kept(parameter, name, plan))
+            kept = torch.zeros_like(parameter)
+            for cut in cuts:
+                if cut.source == name:
+                    kept += _ones_where_kept(parameter, cut)
+            parameter.mul_(kept)
     return masked
 
 
-def _cut(tensor: Tensor, rows: Index, columns: Index) -> Tensor:
-    if rows is not None:
-        tensor = tensor[rows.to(tensor.device)]
-    return tensor if columns is None else tensor[:, columns.to(tensor.device)]
+def _cut(tensor: Tensor, cut: Cut) -> Tensor:
+    if cut.rows is not None:
+        tensor = tensor[cut.rows.to(tensor.device)]
+    return tensor if cut.columns is None else tensor[:, cut.columns.to(tensor.device)]
 
 
-def _ones_where_kept(parameter: Tensor, name: str, plan: SlimPlan) -> Tensor:
+def _ones_where_kept(parameter: Tensor, cut: Cut) -> Tensor:
     kept = torch.zeros_like(parameter)
-    if name not in plan.slices:
-        return kept
-    rows, columns = plan.slices[name]
-    if rows is None:
-        kept.fill_(1.0)
-    else:
-        kept[rows.to(kept.device)] = 1.0
-    if columns is not None:
+    kept[slice(None) if cut.rows is None else cut.rows.to(kept.device)] = 1.0
+    if cut.columns is not None:
         inside = torch.zeros(parameter.shape[1], device=kept.device)
-        inside[columns.to(kept.device)] = 1.0
+        inside[cut.columns.to(kept.device)] = 1.0
         kept *= inside
     return kept

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import ClassVar
 
+from compress.budget import Pricing
 from compress.config import Frozen, TrainConfig
 from compress.methods.base import Compressed, keep_all, ratios
 from compress.progress import Progress
@@ -28,10 +29,11 @@ class NoMethod:
         *,
         seed: int,
         train: TrainConfig,
+        pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
     ) -> Compressed:
         """A copy."""
-        del dataset, config, seed, train, progress, checkpoint
+        del dataset, config, seed, train, pricing, progress, checkpoint
         same = copy.deepcopy(ranker)
         return Compressed(keep_all(ranker), same, {}, ratios(ranker, same), ())

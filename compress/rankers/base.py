@@ -1,17 +1,19 @@
 """What every ranker shares: fields in, one logit a candidate out, and what can be slimmed.
 
-A *field* is one vector of width ``dim``: an embedding (pooled, for a multi-valued feature), or the
-output of a side's bottom MLP over all its numeric features (the papers' "group 0"). The request
-side's fields come first, so whatever a layer does for the request is a slice of its weights.
+A *field* is one vector: an embedding (pooled, for a multi-valued feature), or the output of a
+side's bottom MLP over all its numeric features (the papers' "group 0"). Its width is ``dim`` unless
+``widths`` says another; embeddings of one width share a table. The request side's fields come
+first, so whatever a layer does for the request is a slice of its weights.
 
-Shapes: R request rows (1 or N), N candidates, B = N rows in training, F fields, D = ``dim``.
+Shapes: R request rows (1 or N), N candidates, B = N rows in training, F fields, D a width.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, ClassVar, Final, Literal, cast
+from itertools import groupby, pairwise
+from typing import Annotated, ClassVar, Final, Literal, cast, get_args
 
 import torch
 from pydantic import Field as Option
@@ -23,17 +25,26 @@ from model_store.manifest import FeatureSpec, InputName, NumericEncoding
 
 OOV: Final = 0
 MISSING: Final = 1
+SIDES: Final = ("request", "candidate")
 
-Index = Tensor | None  # int64 positions that stay; None: all of them
-Slices = Mapping[str, tuple[Index, Index]]  # parameter -> (rows, columns) that stay
+Index = Tensor | None  # int64 positions that stay, in their new order; None: all of them
 Parts = dict[str, float]
 Width = Annotated[int, Option(gt=0, le=65_536)]  # of a hidden layer
+Dim = Annotated[int, Option(gt=0, le=4096)]  # of a field's vector
 
 
 class RankerConfig(Frozen):
-    """Options of all rankers."""
+    """Options of all rankers.
 
-    dim: int = Option(default=16, gt=0, le=4096)
+    Attributes:
+        dim: width of a field's vector.
+        widths: of the fields that have another, by name.
+        bottom: hidden widths of the bottom MLPs.
+        bottom_candidate: of the candidate side's, where it has others.
+    """
+
+    dim: Dim = 16
+    widths: Mapping[str, Dim] = {}
     bottom: tuple[Width, ...] = (512, 256, 64)
     bottom_candidate: tuple[Width, ...] | None = None
     dropout: float = Option(default=0.0, ge=0.0, lt=1.0)
@@ -43,6 +54,10 @@ class RankerConfig(Frozen):
         if side == "candidate" and self.bottom_candidate is not None:
             return self.bottom_candidate
         return self.bottom
+
+    def width_of(self, field: str) -> int:
+        """Width of a field's vector."""
+        return self.widths.get(field, self.dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +78,78 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One vector of width ``dim`` among a ranker's fields.
+    """One vector among a ranker's fields.
 
     Attributes:
         features: the features it is made of (several for the numeric field, otherwise one).
         numeric: whether it is a bottom MLP's output.
+        width: of the vector.
+        rows: of its table; 0 for a numeric field.
     """
 
     name: str
     features: tuple[str, ...]
     request: bool
     numeric: bool
+    width: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What stays: fields by name, and hidden neurons by layer (layers not named stay whole)."""
+    """What stays: fields by name, and positions in them and in hidden layers.
+
+    Attributes:
+        hidden: neurons by layer; layers not named stay whole.
+        dims: positions of a field's vector, by field; fields not named stay whole.
+    """
 
     fields: tuple[str, ...]
     hidden: Mapping[str, tuple[int, ...]]
+    dims: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def dims_of(self, field: Field) -> tuple[int, ...]:
+        """The positions that stay of a field that stays."""
+        return self.dims.get(field.name, tuple(range(field.width)))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """All that a ranker's costs depend on.
+
+    Attributes:
+        widths: of the fields' vectors, by field; 0: the field is gone.
+        hidden: neurons by layer.
+    """
+
+    widths: Mapping[str, int]
+    hidden: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer as its costs see it.
+
+    Attributes:
+        part: of the ranker, as `Ranker.flops` names them.
+        once: whether serving computes it once a request, not once a candidate.
+    """
+
+    part: str
+    inputs: int
+    outputs: int
+    bias: bool = True
+    once: bool = False
+
+    @property
+    def flops(self) -> int:
+        """The papers' count: two a weight, for multiplying and adding, and one a bias."""
+        return (2 * self.inputs + self.bias) * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return (self.inputs + self.bias) * self.outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +181,8 @@ class Prunable:
             column sums to 1; a pair of the dot interaction belongs to two fields, half each.
         hidden: the neuron groups.
         least: how many fields the ranker cannot do without.
+        by_position: whether a field's columns are the positions of its vector, in order; then
+            fields may become narrower one by one.
     """
 
     fields: tuple[Field, ...]
@@ -120,6 +190,19 @@ class Prunable:
     membership: Tensor
     hidden: tuple[Hidden, ...]
     least: int = 1
+    by_position: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What stays of a parameter."""
+
+    source: str
+    rows: Index = None
+    columns: Index = None
+
+
+Slices = Mapping[str, tuple[Cut, ...]]  # new parameter -> the cuts that it is stacked from
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +307,25 @@ class Mlp(nn.Module):
             layer = cast("nn.Linear", reader)
             yield Hidden(f"{prefix}.{position}", layer.in_features, Reader(layer))
 
-    def slices(self, prefix: str, name: str, keep: Keep, columns: Index) -> Slices:
-        """What stays of its parameters, ``columns`` being what stays of its input."""
-        plan: dict[str, tuple[Index, Index]] = {}
+    def slices(
+        self, prefix: str, name: str, keep: Keep, columns: Index, outputs: Index = None
+    ) -> Slices:
+        """What stays of its parameters, given what stays of its input and of an output unnamed."""
+        plan: dict[str, tuple[Cut, ...]] = {}
+        last = len(self.layers) - 1
         for position in range(len(self.layers)):
             rows = kept_rows(keep, f"{name}.{position}")
-            plan[f"{prefix}.layers.{position}.weight"] = (rows, columns)
-            plan[f"{prefix}.layers.{position}.bias"] = (rows, None)
+            if position == last and outputs is not None:
+                rows = outputs
+            plan |= linear_slices(f"{prefix}.layers.{position}", rows, columns)
             columns = rows
         return plan
+
+
+def linear_slices(name: str, rows: Index, columns: Index) -> Slices:
+    """What stays of a layer's weight and bias."""
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    return {weight: (Cut(weight, rows, columns),), bias: (Cut(bias, rows),)}
 
 
 def linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
@@ -254,9 +347,36 @@ def kept_widths(layers: Iterable[Hidden], keep: Keep) -> tuple[int, ...]:
     return tuple(len(keep.hidden.get(layer.name, range(layer.width))) for layer in layers)
 
 
-def mlp_flops(sizes: Sequence[float]) -> float:
-    """The papers' count: 2·in·out for multiplying and adding, and one per bias."""
-    return sum(2 * a * b + b for a, b in pairwise(sizes))
+def mlp_layers(part: str, sizes: Sequence[int], *, once: bool = False) -> list[Layer]:
+    """The layers between these widths."""
+    return [Layer(part, a, b, once=once) for a, b in pairwise(sizes)]
+
+
+def split_layer(part: str, request: int, candidate: int, outputs: int) -> list[Layer]:
+    """A layer that reads both sides: the request's columns, with the bias, once."""
+    layers = [Layer(part, candidate, outputs, bias=not request)]
+    return [Layer(part, request, outputs, once=True), *layers] if request else layers
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which rows of the table of its width belong to a feature."""
+
+    feature: FeatureSpec
+    width: int
+    rows: range
+
+
+def _places(features: Sequence[FeatureSpec], config: RankerConfig) -> dict[str, Place]:
+    """Where the rows of embedded features lie, tables being filled in this order."""
+    ends: dict[int, int] = {}
+    places = {}
+    for feature in features:
+        width = config.width_of(feature.name)
+        start = ends.get(width, 0)
+        ends[width] = start + table_rows(feature)
+        places[feature.name] = Place(feature, width, range(start, ends[width]))
+    return places
 
 
 class Side(nn.Module):
@@ -267,59 +387,76 @@ class Side(nn.Module):
     def __init__(
         self,
         name: Literal["request", "candidate"],
-        features: Sequence[FeatureSpec],
-        first_row: int,
+        numeric: Sequence[FeatureSpec],
+        places: Sequence[Place],
         config: RankerConfig,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.name = name
-        self.numeric = [f for f in features if f.tensor == f"{name}_numeric"]
-        self.embedded = [f for f in features if f.tensor == f"{name}_ids"]
-        self.tables = _row_ranges(self.embedded, first_row)
-        offsets = [
-            table.start
-            for feature, table in zip(self.embedded, self.tables, strict=True)
-            for _ in range(feature.length)
-        ]
+        self.numeric, self.places = list(numeric), list(places)
+        offsets = [place.rows.start for place in places for _ in range(place.feature.length)]
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.bottom: Mlp | None = None
         if self.numeric:
-            sizes = (len(self.numeric), *config.bottom_of(name), config.dim)
+            sizes = (len(self.numeric), *config.bottom_of(name), self._numeric_width(config))
             self.bottom = Mlp(sizes, generator)
+
+    def _numeric_width(self, config: RankerConfig) -> int:
+        return config.width_of(f"{self.name}_numeric")
 
     @property
     def fields(self) -> list[Field]:
         """Its fields, in the order of their vectors."""
         request = self.name == "request"
-        names = tuple(f.name for f in self.numeric)
-        dense = [Field(f"{self.name}_numeric", names, request, numeric=True)] if names else []
-        return dense + [Field(f.name, (f.name,), request, numeric=False) for f in self.embedded]
-
-    def forward(self, table: nn.Embedding, numeric: Tensor, ids: Tensor) -> Tensor:
-        """(rows, P) and (rows, C) -> (rows, F, D)."""
-        parts = []
+        found = []
         if self.bottom is not None:
-            parts.append(self.bottom(numeric).unsqueeze(1))
-        if self.embedded:
-            parts.extend(self._pooled(table(ids + self.offsets), ids))
-        if not parts:
-            return table.weight.new_zeros((numeric.shape[0], 0, table.embedding_dim))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            names, last = tuple(f.name for f in self.numeric), self.bottom.layers[-1]
+            width = cast("nn.Linear", last).out_features
+            found.append(Field(f"{self.name}_numeric", names, request, True, width, 0))
+        for place in self.places:
+            name = place.feature.name
+            found.append(Field(name, (name,), request, False, place.width, len(place.rows)))
+        return found
 
-    def _pooled(self, vectors: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        # Runs of single-valued features pass as one slice; a multi-valued one pools its columns.
-        column = run = 0
-        for feature in self.embedded:
-            end = column + feature.length
-            if feature.kind == "multi":
-                if run < column:
-                    yield vectors[:, run:column]
-                yield _mean_of_present(vectors[:, column:end], ids[:, column:end])
-                run = end
+    @property
+    def width(self) -> int:
+        """Of all its fields' vectors together."""
+        return sum(field.width for field in self.fields)
+
+    def forward(self, tables: nn.ModuleDict, numeric: Tensor, ids: Tensor) -> list[Tensor]:
+        """(rows, P) and (rows, C) -> runs of neighbouring fields of one width, (rows, k, D)."""
+        parts = [] if self.bottom is None else [self.bottom(numeric).unsqueeze(1)]
+        return [*parts, *self._embedded(tables, ids)] if self.places else parts
+
+    def _embedded(self, tables: nn.ModuleDict, ids: Tensor) -> Iterator[Tensor]:
+        rows, column = ids + self.offsets, 0
+        for width, run in groupby(self.places, key=lambda place: place.width):
+            features = [place.feature for place in run]
+            end = column + sum(feature.length for feature in features)
+            vectors = tables[str(width)](rows[:, column:end])
+            yield from _pooled(features, vectors, ids[:, column:end])
             column = end
-        if run < column:
-            yield vectors[:, run:column]
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """Runs of fields (rows, k, D) -> their concatenation (rows, sum of widths)."""
+    return parts[0].flatten(1) if len(parts) == 1 else torch.cat([p.flatten(1) for p in parts], 1)
+
+
+def _pooled(features: Sequence[FeatureSpec], vectors: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    # Runs of single-valued features pass as one slice; a multi-valued one pools its columns.
+    column = run = 0
+    for feature in features:
+        end = column + feature.length
+        if feature.kind == "multi":
+            if run < column:
+                yield vectors[:, run:column]
+            yield _mean_of_present(vectors[:, column:end], ids[:, column:end])
+            run = end
+        column = end
+    if run < column:
+        yield vectors[:, run:column]
 
 
 def _mean_of_present(vectors: Tensor, ids: Tensor) -> Tensor:
@@ -328,14 +465,6 @@ def _mean_of_present(vectors: Tensor, ids: Tensor) -> Tensor:
     count = present @ present.new_ones(ids.shape[1], 1)
     share = present / count.clamp(min=1.0)
     return share.unsqueeze(1) @ vectors  # (rows, 1, D); zeros if empty
-
-
-def _row_ranges(embedded: Sequence[FeatureSpec], first_row: int) -> list[range]:
-    ranges = []
-    for feature in embedded:
-        ranges.append(range(first_row, first_row + table_rows(feature)))
-        first_row = ranges[-1].stop
-    return ranges
 
 
 def table_rows(feature: FeatureSpec) -> int:
@@ -363,30 +492,51 @@ class Ranker(nn.Module, ABC):
         self.features = tuple(features)
         self.config = config
         live = sorted((f for f in features if not f.pruned), key=lambda f: f.start)
-        request = [f for f in live if f.request_side]
-        candidate = [f for f in live if not f.request_side]
-        if not candidate:
+        if all(f.request_side for f in live):
             raise ConfigError("a ranker needs a feature with side = 'item': none is left")
-        self.request = Side("request", request, 0, config, generator)
-        first_row = self.request.tables[-1].stop if self.request.tables else 0
-        self.candidate = Side("candidate", candidate, first_row, config, generator)
-        tables = self.request.tables + self.candidate.tables
-        self.table = _embedding(tables, config.dim, generator)
+        of_tensor = {name: [f for f in live if f.tensor == name] for name in get_args(InputName)}
+        embedded = [*of_tensor["request_ids"], *of_tensor["candidate_ids"]]
+        places = _places(embedded, config)
+        self._check_widths(places)
+        self.request, self.candidate = (
+            Side(
+                name,
+                of_tensor[f"{name}_numeric"],
+                [places[f.name] for f in of_tensor[f"{name}_ids"]],
+                config,
+                generator,
+            )
+            for name in SIDES
+        )
+        self.tables = _tables(list(places.values()), generator)
+
+    def _check_widths(self, places: Mapping[str, Place]) -> None:
+        unknown = set(self.config.widths) - set(places) - {f"{side}_numeric" for side in SIDES}
+        if unknown:
+            known = ", ".join(sorted(places))
+            raise ConfigError(f"ranker.widths: no fields {sorted(unknown)}; there are {known}")
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """The request side's fields, then the candidates'."""
         return (*self.request.fields, *self.candidate.fields)
 
-    def request_fields(self, inputs: Inputs) -> Tensor:
-        """(R, F_r, D)."""
-        fields: Tensor = self.request(self.table, inputs.request_numeric, inputs.request_ids)
-        return fields
+    def sparse_tables(self) -> dict[str, Tensor]:
+        """The tables whose gradients name rows, by parameter name."""
+        tables = [(w, t) for w, t in self.tables.items() if isinstance(t, nn.Embedding)]
+        return {f"tables.{width}.weight": table.weight for width, table in tables}
 
-    def candidate_fields(self, inputs: Inputs) -> Tensor:
-        """(N, F_c, D)."""
-        fields: Tensor = self.candidate(self.table, inputs.candidate_numeric, inputs.candidate_ids)
-        return fields
+    def request_fields(self, inputs: Inputs) -> list[Tensor]:
+        """Runs of the request's fields of one width (R, k, D); none without any."""
+        parts: list[Tensor] = self.request(self.tables, inputs.request_numeric, inputs.request_ids)
+        return parts
+
+    def candidate_fields(self, inputs: Inputs) -> list[Tensor]:
+        """Runs of the candidates' fields of one width (N, k, D)."""
+        parts: list[Tensor] = self.candidate(
+            self.tables, inputs.candidate_numeric, inputs.candidate_ids
+        )
+        return parts
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:
@@ -405,30 +555,35 @@ class Ranker(nn.Module, ABC):
         """How to build the ranker that has only what ``keep`` names."""
 
     @abstractmethod
-    def top_flops(self, sizes: Mapping[str, float]) -> Parts:
-        """FLOPs of the parts after the fields; ``sizes`` as `flops_at`'s."""
+    def top_layers(self, sizes: Sizes) -> list[Layer]:
+        """The layers after the fields, of a ranker of these sizes."""
+
+    def other_flops(self, sizes: Sizes) -> Parts:
+        """FLOPs of a candidate row that no layer has, by part."""
+        del sizes
+        return {}
 
     @abstractmethod
     def hidden(self) -> tuple[Hidden, ...]:
         """Every layer of neurons that can be slimmed, the bottom MLPs' included."""
 
-    def sizes(self, keep: Keep | None = None) -> dict[str, float]:
-        """Counts that the FLOPs depend on: ``fields``, numeric fields by side, hidden widths."""
-        names = set(keep.fields) if keep else {field.name for field in self.fields}
-        live = [field for field in self.fields if field.name in names]
-        counts: dict[str, float] = {"fields": len(live)}
-        for side in (self.request, self.candidate):
-            counts[f"{side.name}_numeric"] = sum(
-                field.numeric and field.request == (side.name == "request") for field in live
-            )
-        for layer in self.hidden():
-            kept = keep.hidden.get(layer.name) if keep else None
-            counts[layer.name] = layer.width if kept is None else len(kept)
-        return counts
+    def sizes(self) -> Sizes:
+        """Of this ranker, as it is."""
+        widths = {field.name: field.width for field in self.fields}
+        return Sizes(widths, {layer.name: layer.width for layer in self.hidden()})
 
-    def flops_at(self, sizes: Mapping[str, float]) -> Parts:
-        """FLOPs by part for one candidate row, as a function of real-valued sizes."""
-        return self._bottom_flops(sizes) | self.top_flops(sizes)
+    def layers_at(self, sizes: Sizes) -> list[Layer]:
+        """All layers of a ranker of these sizes."""
+        return [*self._bottom_layers(sizes), *self.top_layers(sizes)]
+
+    def flops_at(self, sizes: Sizes) -> Parts:
+        """FLOPs by part for one candidate row of a ranker of these sizes."""
+        parts: Parts = {}
+        for layer in self.layers_at(sizes):
+            parts[layer.part] = parts.get(layer.part, 0) + layer.flops
+        for part, count in self.other_flops(sizes).items():
+            parts[part] = parts.get(part, 0) + count
+        return parts
 
     def flops(self) -> dict[str, int]:
         """FLOPs by part for one candidate row, of what is really there."""
@@ -442,72 +597,109 @@ class Ranker(nn.Module, ABC):
             found[mlp] = (*found.get(mlp, ()), layer.width)
         return found
 
-    def _bottom_flops(self, sizes: Mapping[str, float]) -> Parts:
-        parts: Parts = {}
+    def _bottom_layers(self, sizes: Sizes) -> Iterator[Layer]:
         for side in (self.request, self.candidate):
-            if side.bottom is None:
-                continue
-            hidden = [sizes[layer.name] for layer in side.bottom.hidden(f"bottom_{side.name}")]
-            widths = (len(side.numeric), *hidden, self.config.dim)
-            parts[f"bottom_{side.name}"] = sizes[f"{side.name}_numeric"] * mlp_flops(widths)
-        return parts
+            part, width = f"bottom_{side.name}", sizes.widths.get(f"{side.name}_numeric", 0)
+            if side.bottom is not None and width:
+                hidden = [sizes.hidden[layer.name] for layer in side.bottom.hidden(part)]
+                widths = (len(side.numeric), *hidden, width)
+                yield from mlp_layers(part, widths, once=side is self.request)
 
     def bottom_hidden(self) -> tuple[Hidden, ...]:
         """The hidden layers of the bottom MLPs."""
         sides = (self.request, self.candidate)
         return tuple(h for s in sides if s.bottom for h in s.bottom.hidden(f"bottom_{s.name}"))
 
+    def kept_fields(self, keep: Keep) -> list[Field]:
+        """The fields that stay, in their new order: if widths change, equal ones stand together.
+
+        So that each side looks up in each table once.
+        """
+        live = [field for field in self.fields if field.name in keep.fields]
+        if not keep.dims:
+            return live
+        return sorted(live, key=lambda f: (not f.request, not f.numeric, len(keep.dims_of(f))))
+
     def field_slices(self, keep: Keep) -> Slices:
         """What stays of the fields' own parameters: table rows and bottom MLPs."""
-        plan: dict[str, tuple[Index, Index]] = {}
-        rows: list[Tensor] = []
-        for side in (self.request, self.candidate):
-            for feature, table in zip(side.embedded, side.tables, strict=True):
-                if feature.name in keep.fields:
-                    rows.append(torch.arange(table.start, table.stop))
-            if side.bottom is not None and f"{side.name}_numeric" in keep.fields:
-                prefix, name = f"{side.name}.bottom", f"bottom_{side.name}"
-                plan |= side.bottom.slices(prefix, name, keep, columns=None)
-        plan["table.weight"] = (torch.cat(rows) if rows else torch.empty(0).long(), None)
+        plan: dict[str, tuple[Cut, ...]] = {}
+        places = {p.feature.name: p for side in self._sides for p in side.places}
+        for field in self.kept_fields(keep):
+            dims = keep.dims_of(field)
+            columns = None if len(dims) == field.width else torch.tensor(dims)
+            if field.numeric:
+                side = self.request if field.request else self.candidate
+                bottom, name = cast("Mlp", side.bottom), f"bottom_{side.name}"
+                plan |= bottom.slices(f"{side.name}.bottom", name, keep, None, columns)
+                continue
+            rows = places[field.name].rows
+            cut = Cut(_table(field.width), torch.arange(rows.start, rows.stop), columns)
+            name = _table(len(dims))
+            plan[name] = (*plan.get(name, ()), cut)
         return plan
+
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return self.request, self.candidate
 
     def kept_features(self, keep: Keep) -> tuple[FeatureSpec, ...]:
         """All features, the kept ones packed anew without holes and the others marked pruned."""
-        kept = {name for f in self.fields if f.name in keep.fields for name in f.features}
+        placed = {feature.name: feature for feature in self.features}
         starts: dict[InputName, int] = {}
         packed: dict[str, FeatureSpec] = {}
-        for feature in sorted(self.features, key=lambda f: f.start):
-            tensor = feature.tensor if feature.name in kept else None
-            update: dict[str, object] = {"tensor": tensor, "start": 0}
-            if tensor is not None:
-                update["start"] = starts.get(tensor, 0)
-                starts[tensor] = starts.get(tensor, 0) + feature.length
-            packed[feature.name] = feature.model_copy(update=update)
-        return tuple(packed[feature.name] for feature in self.features)
+        for field in self.kept_fields(keep):
+            for name in field.features:
+                feature = placed[name]
+                tensor = cast("InputName", feature.tensor)
+                start = starts.get(tensor, 0)
+                packed[name] = feature.model_copy(update={"start": start})
+                starts[tensor] = start + feature.length
+        gone = {"tensor": None, "start": 0}
+        return tuple(packed.get(f.name) or f.model_copy(update=gone) for f in self.features)
 
-    def kept_bottoms(self, keep: Keep) -> dict[str, object]:
-        """The config entries of the bottom MLPs after slimming."""
-        widths = {
+    def kept_config(self, keep: Keep) -> dict[str, object]:
+        """The config's entries that all rankers have, after slimming."""
+        hidden = {
             side.name: kept_widths(side.bottom.hidden(f"bottom_{side.name}"), keep)
-            for side in (self.request, self.candidate)
+            for side in self._sides
             if side.bottom is not None
         }
+        widths = {f.name: len(keep.dims_of(f)) for f in self.kept_fields(keep)}
         return {
-            "bottom": widths.get("request", self.config.bottom),
-            "bottom_candidate": widths.get("candidate", self.config.bottom_candidate),
+            "bottom": hidden.get("request", self.config.bottom),
+            "bottom_candidate": hidden.get("candidate", self.config.bottom_candidate),
+            "widths": {name: width for name, width in widths.items() if width != self.config.dim},
         }
 
 
 def field_columns(ranker: Ranker, keep: Keep) -> Tensor:
-    """Positions of the kept fields' columns in the concatenation of all fields."""
-    dim = ranker.config.dim
-    kept = [i for i, field in enumerate(ranker.fields) if field.name in keep.fields]
-    return (torch.tensor(kept).unsqueeze(1) * dim + torch.arange(dim)).flatten()
+    """Where the columns that stay are in the concatenation of all fields, in their new order."""
+    starts, end = {}, 0
+    for field in ranker.fields:
+        starts[field.name], end = end, end + field.width
+    kept = [
+        starts[field.name] + dim
+        for field in ranker.kept_fields(keep)
+        for dim in keep.dims_of(field)
+    ]
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def _table(width: int) -> str:
+    return f"tables.{width}.weight"
+
+
+def _tables(places: Sequence[Place], generator: torch.Generator) -> nn.ModuleDict:
+    """A table for each width."""
+    widths = sorted({place.width for place in places})
+    return nn.ModuleDict(
+        {str(w): _embedding([p.rows for p in places if p.width == w], w, generator) for w in widths}
+    )
 
 
 def _embedding(tables: Sequence[range], dim: int, generator: torch.Generator) -> nn.Embedding:
-    """All tables in one: U(±sqrt(1/rows)) each, rows OOV and MISSING zero."""
-    weight = torch.empty(tables[-1].stop if tables else 0, dim)
+    """Tables of one width in one: U(±sqrt(1/rows)) each, rows OOV and MISSING zero."""
+    weight = torch.empty(tables[-1].stop, dim)
     for table in tables:
         bound = (1 / len(table)) ** 0.5
         weight[table.start : table.stop].uniform_(-bound, bound, generator=generator)

@@ -7,45 +7,67 @@ With x_0 the concatenated fields, one cross layer is
 ``parallel`` feeds [x_L | MLP(x_0)] to the head, ``stacked`` feeds MLP(x_L).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import Literal, Self, cast
 
 import torch
 from pydantic import Field as Option
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.rankers.base import (
+    Cut,
     Hidden,
-    Index,
     Inputs,
     Keep,
+    Layer,
     Mlp,
     Parts,
     Prunable,
     Ranker,
     RankerConfig,
     Reader,
+    Sizes,
     SlimPlan,
     Width,
     added_linear,
     field_columns,
+    flat,
+    kept_rows,
     kept_widths,
     linear,
-    mlp_flops,
+    linear_slices,
+    mlp_layers,
     repeated,
     rowwise,
+    split_layer,
 )
 from model_store.manifest import FeatureSpec
 
 
 class DcnV2Config(RankerConfig):
-    """DCN-V2's options; ``rank`` None is the full-rank cross."""
+    """DCN-V2's options.
+
+    Attributes:
+        rank: of the crosses' matrices, one for all or one each; None: full rank.
+    """
 
     crosses: int = Option(default=2, gt=0, le=64)
-    rank: Width | None = None
+    rank: Width | tuple[Width, ...] | None = None
     deep: tuple[Width, ...] = Option(default=(512, 256), min_length=1)
     structure: Literal["parallel", "stacked"] = "parallel"
+
+    @property
+    def ranks(self) -> tuple[int | None, ...]:
+        """Of each cross."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,) * self.crosses
+
+    @model_validator(mode="after")
+    def _rank_each(self) -> Self:
+        if len(self.ranks) != self.crosses:
+            raise ValueError(f"rank: expected one for each of {self.crosses} crosses")
+        return self
 
 
 class Cross(nn.Module):
@@ -79,11 +101,9 @@ class DcnV2(Ranker):
         self, features: Sequence[FeatureSpec], config: DcnV2Config, generator: torch.Generator
     ) -> None:
         super().__init__(features, config, generator)
-        width = len(self.fields) * config.dim
-        self.request_columns = len(self.request.fields) * config.dim
-        self.crosses = nn.ModuleList(
-            Cross(width, config.rank, generator) for _ in range(config.crosses)
-        )
+        self.request_columns = self.request.width
+        width = self.request_columns + self.candidate.width
+        self.crosses = nn.ModuleList(Cross(width, rank, generator) for rank in config.ranks)
         self.deep = Mlp((width, *config.deep), generator, dropout=config.dropout)
         crossed = width if config.structure == "parallel" else 0
         self.head = linear(crossed + config.deep[-1], 1, generator)
@@ -92,8 +112,7 @@ class DcnV2(Ranker):
         """Logits (N,), everything computed per row."""
         inputs = repeated(inputs)
         request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
-        fields = torch.cat((request, candidate), 1) if request.shape[1] else candidate
-        x = x0 = fields.flatten(1)  # (N, d)
+        x = x0 = flat([*request, *candidate])  # (N, d)
         for cross in self.crosses:
             x = x0 * cross(x) + x
         return self._head(x, self.deep.first(x0 if self._parallel else x))
@@ -101,9 +120,9 @@ class DcnV2(Ranker):
     def forward_split(self, inputs: Inputs) -> Tensor:
         """The request's columns of the first cross and of the first deep layer, once."""
         request, candidate = self.request_fields(inputs), self.candidate_fields(inputs)
-        if not request.shape[1]:
+        if not request:
             return self.forward(inputs)
-        u, c = request.flatten(1), candidate.flatten(1)  # (R, d_u), (N, d_c)
+        u, c = flat(request), flat(candidate)  # (R, d_u), (N, d_c)
         first = cast("Cross", self.crosses[0])
         w = self._split(first.reader, u, c)
         w = w if first.down is None else first.up(w)
@@ -133,8 +152,14 @@ class DcnV2(Ranker):
         return logits
 
     def hidden(self) -> tuple[Hidden, ...]:
-        """Bottom MLPs' hidden layers and all of the deep part's; the head reads its last."""
-        return (*self.bottom_hidden(), *self._deep_hidden())
+        """Bottom MLPs' hidden layers, low ranks, and the deep part's; the head reads its last."""
+        return (*self.bottom_hidden(), *self._ranks(), *self._deep_hidden())
+
+    def _ranks(self) -> Iterator[Hidden]:
+        for position, rank in enumerate(self.config.ranks):
+            if rank is not None:
+                up = cast("Cross", self.crosses[position]).up
+                yield Hidden(f"cross.{position}", rank, Reader(up))
 
     def _deep_hidden(self) -> tuple[Hidden, ...]:
         last = self.config.deep[-1]
@@ -148,38 +173,53 @@ class DcnV2(Ranker):
         readers.append(Reader(self.deep.first))
         if self._parallel:
             readers.append(Reader(self.head))
-        membership = torch.eye(len(self.fields)).repeat_interleave(self.config.dim, 1)
+        widths = torch.tensor([field.width for field in self.fields])
+        membership = torch.eye(len(self.fields)).repeat_interleave(widths, 1)
         return Prunable(self.fields, tuple(readers), membership, self.hidden())
 
-    def top_flops(self, sizes: Mapping[str, float]) -> Parts:
-        """Crosses (W·x + b, ⊙ and +), deep part and head."""
-        width = sizes["fields"] * self.config.dim
-        rank = self.config.rank
-        inner = mlp_flops((width, rank, width) if rank else (width, width))
-        deep = [sizes[layer.name] for layer in self._deep_hidden()]
-        return {
-            "cross": self.config.crosses * (inner + 2 * width),
-            "deep": mlp_flops((width, *deep)),
-            "head": mlp_flops((deep[-1] + (width if self._parallel else 0), 1)),
-        }
+    def top_layers(self, sizes: Sizes) -> list[Layer]:
+        """Crosses, deep part and head."""
+        once = sum(sizes.widths[field.name] for field in self.request.fields)
+        each = sum(sizes.widths[field.name] for field in self.candidate.fields)
+        width = once + each
+        layers: list[Layer] = []
+        for position, full in enumerate(self.config.ranks):
+            rank = None if full is None else sizes.hidden[f"cross.{position}"]
+            # The first cross reads x_0 and splits; from then on every row is another.
+            split = once if position == 0 else 0
+            layers += split_layer("cross", split, width - split, rank or width)
+            layers += mlp_layers("cross", (rank, width)) if rank else []
+        deep = [sizes.hidden[layer.name] for layer in self._deep_hidden()]
+        split = once if self._parallel else 0
+        layers += split_layer("deep", split, width - split, deep[0])
+        layers += mlp_layers("deep", deep)
+        return [*layers, Layer("head", deep[-1] + (width if self._parallel else 0), 1)]
+
+    def other_flops(self, sizes: Sizes) -> Parts:
+        """The crosses' ⊙ and +."""
+        return {"cross": self.config.crosses * 2 * sum(sizes.widths.values())}
 
     def plan(self, keep: Keep) -> SlimPlan:
         """Kept fields' rows and columns everywhere, kept neurons of the deep part."""
         columns = field_columns(self, keep)
-        slices: dict[str, tuple[Index, Index]] = {**self.field_slices(keep)}
-        for position, cross in enumerate(self.crosses):
+        slices: dict[str, tuple[Cut, ...]] = {**self.field_slices(keep)}
+        ranks: list[int] = []
+        for position, full in enumerate(self.config.ranks):
             prefix = f"crosses.{position}"
-            if cast("Cross", cross).down is not None:
-                slices[f"{prefix}.down.weight"] = (None, columns)
-                slices[f"{prefix}.down.bias"] = (None, None)
-                slices[f"{prefix}.up.weight"] = (columns, None)
+            if full is not None:
+                rank = kept_rows(keep, f"cross.{position}")
+                ranks.append(full if rank is None else len(rank))
+                slices |= linear_slices(f"{prefix}.down", rank, columns)
+                slices |= linear_slices(f"{prefix}.up", columns, rank)
             else:
-                slices[f"{prefix}.up.weight"] = (columns, columns)
-            slices[f"{prefix}.up.bias"] = (columns, None)
+                slices |= linear_slices(f"{prefix}.up", columns, columns)
         slices |= self.deep.slices("deep", "deep", keep, columns)
-        slices["head.weight"] = (None, self._head_columns(keep, columns))
-        slices["head.bias"] = (None, None)
-        update = {**self.kept_bottoms(keep), "deep": kept_widths(self._deep_hidden(), keep)}
+        slices |= linear_slices("head", None, self._head_columns(keep, columns))
+        update = {
+            **self.kept_config(keep),
+            "deep": kept_widths(self._deep_hidden(), keep),
+            "rank": tuple(ranks) or None,
+        }
         return SlimPlan(self.kept_features(keep), self.config.model_copy(update=update), slices)
 
     def _head_columns(self, keep: Keep, columns: Tensor) -> Tensor:

@@ -9,31 +9,37 @@ numeric fields and the inner products of all pairs of fields::
 so that what depends on the request alone leads, and is multiplied once per request.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.config import ConfigError
 from compress.rankers.base import (
     Field,
     Hidden,
     Inputs,
     Keep,
+    Layer,
     Mlp,
     Parts,
     Prunable,
     Ranker,
     RankerConfig,
     Reader,
+    Sizes,
     SlimPlan,
     Width,
     added_linear,
+    field_columns,
+    flat,
     kept_widths,
-    mlp_flops,
+    mlp_layers,
     repeated,
     rowwise,
+    split_layer,
 )
 from model_store.manifest import FeatureSpec
 
@@ -60,6 +66,8 @@ class Dlrm(Ranker):
         self, features: Sequence[FeatureSpec], config: DlrmConfig, generator: torch.Generator
     ) -> None:
         super().__init__(features, config, generator)
+        if config.interaction == "dot" and len({field.width for field in self.fields}) > 1:
+            raise ConfigError("ranker.widths: inner products need fields of one width")
         self.blocks, self.request_blocks = _blocks(self.fields, config.interaction)
         widths = [self._width(block) for block in self.blocks]
         self.request_columns = sum(widths[: self.request_blocks])
@@ -87,22 +95,27 @@ class Dlrm(Ranker):
             h = first(x)
         return self.top.after_first(h).squeeze(-1)
 
-    def _request_input(self, request: Tensor) -> list[Tensor]:
+    def _request_input(self, request: list[Tensor]) -> list[Tensor]:
         if self.config.interaction == "cat":
-            return [request.flatten(1)] if request.shape[1] else []
-        return [*_numeric(self.request.fields, request), *_own_pairs(request)]
+            return [flat(request)] if request else []
+        if not request:
+            return []
+        vectors = torch.cat(request, 1)  # (R, F_r, D)
+        return [*_numeric(self.request.fields, vectors), *_own_pairs(vectors)]
 
-    def _candidate_input(self, request: Tensor, candidate: Tensor) -> list[Tensor]:
+    def _candidate_input(self, request: list[Tensor], candidate: list[Tensor]) -> list[Tensor]:
         if self.config.interaction == "cat":
-            return [candidate.flatten(1)]
-        parts = _numeric(self.candidate.fields, candidate)
-        if request.shape[1]:
+            return [flat(candidate)]
+        vectors = torch.cat(candidate, 1)  # (N, F_c, D)
+        parts = _numeric(self.candidate.fields, vectors)
+        if request:
             # (R, F_r, D) @ (N, D, F_c) -> (N, F_r, F_c)
-            parts.append(rowwise("MatMul", request, candidate.transpose(1, 2)).flatten(1))
-        return [*parts, *_own_pairs(candidate)]
+            pairs = rowwise("MatMul", torch.cat(request, 1), vectors.transpose(1, 2))
+            parts.append(pairs.flatten(1))
+        return [*parts, *_own_pairs(vectors)]
 
     def _width(self, block: Block) -> int:
-        return self.config.dim if len(block) == 1 else 1
+        return self.fields[block[0]].width if len(block) == 1 else 1
 
     def hidden(self) -> tuple[Hidden, ...]:
         """Bottom and top MLPs' hidden layers."""
@@ -118,25 +131,35 @@ class Dlrm(Ranker):
         ]
         # An embedding alone makes no pair, and so no input for `dot`.
         least = 1 if self.config.interaction == "cat" else 2
-        membership = torch.cat(shares, 1)
-        return Prunable(self.fields, (Reader(self.top.first),), membership, self.hidden(), least)
+        return Prunable(
+            self.fields,
+            (Reader(self.top.first),),
+            torch.cat(shares, 1),
+            self.hidden(),
+            least,
+            by_position=self.config.interaction == "cat",
+        )
 
-    def top_flops(self, sizes: Mapping[str, float]) -> Parts:
-        """Inner products of the pairs that are used (2·D each), and the top MLP."""
-        fields, dim = sizes["fields"], self.config.dim
-        hidden = [sizes[layer.name] for layer in self.top.hidden("top")]
+    def top_layers(self, sizes: Sizes) -> list[Layer]:
+        """The top MLP."""
+        hidden = [sizes.hidden[layer.name] for layer in self.top.hidden("top")]
+        live = [field for field in self.fields if sizes.widths[field.name]]
+        blocks, request = _blocks(live, self.config.interaction)
+        columns = [sizes.widths[live[b[0]].name] if len(b) == 1 else 1 for b in blocks]
+        once, each = sum(columns[:request]), sum(columns[request:])
+        widths = [*hidden, 1]
+        return [*split_layer("top", once, each, widths[0]), *mlp_layers("top", widths)]
+
+    def other_flops(self, sizes: Sizes) -> Parts:
+        """Inner products of the pairs that are used, two a number."""
         if self.config.interaction == "cat":
-            return {"top": mlp_flops((fields * dim, *hidden, 1))}
-        pairs = fields * (fields - 1) / 2
-        numeric = sizes["request_numeric"] + sizes["candidate_numeric"]
-        return {
-            "interaction": pairs * 2 * dim,
-            "top": mlp_flops((numeric * dim + pairs, *hidden, 1)),
-        }
+            return {}
+        widths = [width for width in sizes.widths.values() if width]
+        return {"interaction": len(widths) * (len(widths) - 1) / 2 * 2 * max(widths, default=0)}
 
     def plan(self, keep: Keep) -> SlimPlan:
         """The kept blocks' columns of the first layer, and the kept neurons after it."""
-        update = {**self.kept_bottoms(keep), "top": kept_widths(self.top.hidden("top"), keep)}
+        update = {**self.kept_config(keep), "top": kept_widths(self.top.hidden("top"), keep)}
         slices = self.top.slices("top", "top", keep, self._kept_columns(keep))
         return SlimPlan(
             self.kept_features(keep),
@@ -145,6 +168,8 @@ class Dlrm(Ranker):
         )
 
     def _kept_columns(self, keep: Keep) -> Tensor:
+        if self.config.interaction == "cat":
+            return field_columns(self, keep)
         kept = {i for i, field in enumerate(self.fields) if field.name in keep.fields}
         stays = [kept.issuperset(block) for block in self.blocks for _ in range(self._width(block))]
         return torch.tensor(stays).nonzero().flatten()

@@ -140,7 +140,8 @@ def build() -> Callable[..., Ranker]:
         config = RANKERS[name].Config(**{"dim": 4, "bottom": (6, 5), **SMALL[name], **options})
         ranker = RANKERS[name](features, config, generator)
         with torch.no_grad():
-            ranker.table.weight.normal_(generator=generator)
+            for table in ranker.sparse_tables().values():
+                table.normal_(generator=generator)
         return ranker.eval()
 
     return make

@@ -240,15 +240,18 @@ def test_an_absurd_value_is_refused_with_its_bound(write, override, said):
         (DcnV2Config, "crosses", 10**6, "crosses: Input should be less than or equal to 64"),
         (DlrmConfig, "dim", 10**12, "dim: Input should be less than or equal to 4096"),
         (UmecConfig, "prox_lr", math.inf, "prox_lr: Input should be a finite number, got inf"),
-        (UmecConfig, "flops_budget", True, "flops_budget: Input should be a valid number"),
+        (UmecConfig, "budget", {"flops": True}, "budget.flops: Input should be a valid number"),
+        (UmecConfig, "budget", {"flops": 2}, "budget.flops: Input should be less than or equal to"),
+        (UmecConfig, "budget", {}, "budget: expected at least one of flops, bytes, p50_us"),
+        (UmecConfig, "budget", {"bytes": "8 megs"}, 'expected a size like "8MiB"'),
+        (UmecConfig, "budget", {"bytes": 8}, "expected a share in (0, 1]"),
     ],
 )
 def test_an_absurd_option_is_refused_with_its_bound(model, key, value, said):
     """What would end in a traceback, or in all the memory, ends in a line."""
+    fine = {"budget": {"flops": 0.5}} if model is UmecConfig else {}
     with pytest.raises(ConfigError) as caught:
-        check(
-            model, {"flops_budget": 0.5, key: value} if model is UmecConfig else {key: value}, "x"
-        )
+        check(model, fine | {key: value}, "x")
 
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -258,5 +261,5 @@ def test_a_whole_number_is_a_number_and_a_date_a_date():
     """Strict about kinds, not about how TOML writes them."""
     split = {"column": "day", "validation_from": date(2020, 1, 1), "test_from": 1_600_000_000}
 
-    assert check(UmecConfig, {"flops_budget": 1}, "method").flops_budget == 1.0
+    assert check(UmecConfig, {"budget": {"flops": 1}}, "method").budget.flops == 1.0
     assert check(Split, split, "split").validation_from == date(2020, 1, 1)

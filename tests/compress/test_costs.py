@@ -11,5 +11,5 @@ def test_bytes_by_part_add_up_to_the_folder(exported: Bundle, slimmed: Ranker):
     files = [path for path in exported.root.rglob("*") if path.is_file()]
 
     assert sum(parts.values()) == sum(path.stat().st_size for path in files)
-    assert parts["embedding tables"] == slimmed.table.weight.numel() * 4
+    assert parts["embedding tables"] == slimmed.tables["4"].weight.numel() * 4
     assert {"mlp", "vocab", "items", "golden", "manifest", "history"} <= set(parts)

@@ -65,7 +65,7 @@ def test_the_table_lies_in_the_graph_once_and_is_looked_up_once_a_side(
     weights = sum(p.numel() * 4 for p in slimmed.parameters())
     size = (exported.root / "model.onnx").stat().st_size
 
-    assert tables == ["ranker.table.weight"] * 2
+    assert tables == ["ranker.tables.4.weight"] * 2
     assert weights < size < weights + 16_384
 
 
@@ -113,7 +113,7 @@ def test_scores_that_are_not_numbers_are_refused(
     """NaN equals nothing, so a broken ranker cannot pass the proof."""
     broken = RANKERS["dlrm"](slimmed.features, slimmed.config, torch.Generator())
     with torch.no_grad():
-        broken.table.weight.fill_(float("nan"))
+        broken.tables["4"].weight.fill_(float("nan"))
 
     with pytest.raises(ExportError, match="by inf"):
         export(broken, dataset, tmp_path, name="ctr", card=card, options=ExportConfig())

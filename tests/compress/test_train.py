@@ -135,7 +135,7 @@ def test_the_average_is_judged_and_kept(clicks: Make, build: Make) -> None:
 def test_rows_at_rest_are_averaged_as_if_each_step_had_moved_them(build: Make) -> None:
     """The average that catches up is the one that all weights took part in at every step."""
     ranker: Ranker = build("dlrm", {})
-    table, decay = ranker.table.weight, 0.8
+    table, decay = ranker.tables["4"].weight, 0.8
     average = Average(ranker, decay)
     naive = {name: p.detach().clone() for name, p in ranker.named_parameters()}
     rng = np.random.default_rng(0)
@@ -307,11 +307,14 @@ def test_tables_rest_at_an_embedding_rate_of_zero(clicks: Make, build: Make) -> 
     """`embedding_lr = 0` trains the layers alone."""
     data = clicks(300)
     ranker = build("dlrm", {}, data.features)
-    table, top = ranker.table.weight.detach().clone(), ranker.top.first.weight.detach().clone()
+    table, top = (
+        ranker.tables["4"].weight.detach().clone(),
+        ranker.top.first.weight.detach().clone(),
+    )
     frozen = CONFIG.model_copy(update={"embedding_lr": 0.0})
     fit(ranker, data, frozen, 1, checkpoint=None, progress=Silent())
 
-    assert torch.equal(ranker.table.weight, table)
+    assert torch.equal(ranker.tables["4"].weight, table)
     assert not torch.equal(ranker.top.first.weight, top)
 
 

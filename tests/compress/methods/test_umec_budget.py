@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.budget import bounds
 from compress.config import ConfigError
 from compress.distill import click_loss
-from compress.methods.umec import (
+from compress.methods.groups import (
     SENSITIVITY_BATCHES,
     SENSITIVITY_ROWS,
     Problem,
-    UmecConfig,
-    _removal_costs,
+    SlimmingConfig,
     fit_budget,
+    make_problem,
+    removal_costs,
 )
-from compress.primal_dual import bottom
 from compress.rankers.base import Ranker
 from compress.slim import slim
 from compress.train import Columns, TrainingData, shuffled
@@ -28,13 +29,25 @@ Build = Callable[..., Ranker]
 Clicks = Callable[..., TrainingData]
 
 
+def problem_of(ranker: Ranker, rows: TrainingData, **options: Any) -> Problem:
+    """The problem of a ranker under some options."""
+    config = SlimmingConfig(**options)
+    bounded = bounds(ranker, config.budget, config.flops_of, None)
+    return make_problem(ranker, config, bounded, rows, seed=1)
+
+
 @contextmanager
 def gated(ranker: Ranker, gates: Tensor) -> Iterator[None]:
     """Multiplies each field's vector of each row by a gate (B, F)."""
     request, candidate = ranker.request.fields, ranker.candidate.fields
     sides = gates.split([len(request), len(candidate)], 1)
     hooks = [
-        side.register_forward_hook(lambda _, __, vectors, gate=gate: vectors * gate.unsqueeze(2))
+        side.register_forward_hook(
+            lambda _, __, runs, gate=gate: [
+                run * part.unsqueeze(2)
+                for run, part in zip(runs, gate.split([r.shape[1] for r in runs], 1), strict=True)
+            ]
+        )
         for side, gate in zip((ranker.request, ranker.candidate), sides, strict=True)
     ]
     try:
@@ -74,7 +87,9 @@ def test_a_removal_costs_what_a_gate_on_the_field_says(
     rows = clicks(500)
     ranker = build(name, options, rows.features)
 
-    found = _removal_costs(Problem(ranker, UmecConfig(flops_budget=0.5)), rows, seed=1)
+    fields = problem_of(ranker, rows, budget={"flops": 0.5}, parts=("fields",)).groups
+
+    found = removal_costs(ranker, fields, rows, seed=1)
 
     torch.testing.assert_close(found[0], costs_by_gates(ranker, rows, seed=1), rtol=1e-4, atol=0)
 
@@ -89,44 +104,42 @@ def scale_numeric(ranker: Ranker, factor: float) -> None:
             reader.layer.weight[:, columns] *= factor
 
 
-def ordered(problem: Problem) -> list[Tensor]:
-    """Each layer's groups, least energy first."""
-    return [bottom(energy, len(energy)) for energy in problem.energies()]
-
-
-@pytest.mark.parametrize("resource", ["mlp", "all"])
-def test_the_neurons_of_a_dropped_bottom_are_left_alone(build: Build, resource: Any) -> None:
+@pytest.mark.parametrize("flops_of", ["mlp", "all"])
+def test_the_neurons_of_a_dropped_bottom_are_left_alone(
+    build: Build, clicks: Clicks, flops_of: Any
+) -> None:
     """They save nothing, so they neither go nor return; the budget is met by the others."""
     ranker = build("dlrm", {})
     scale_numeric(ranker, 1e-3)
-    config = UmecConfig(flops_budget=0.3, protect_numeric=False, resource=resource)
-    problem = Problem(ranker, config)
-    order = ordered(problem)
+    problem = problem_of(
+        ranker, clicks(50), budget={"flops": 0.3}, protect_numeric=False, flops_of=flops_of
+    )
     start = [2, *(1 for _ in problem.groups[1:])]  # both numeric fields, a neuron a layer
+    order = problem.order(start)
 
     counts = fit_budget(problem, start, order)
 
     kept = dict(zip((g.name for g in problem.groups), counts, strict=True))
-    assert problem.resource.ratio(problem.sizes(counts, order)) <= 0.3
+    assert problem.ratio(counts, order) <= 0.3
     assert all(count == 1 for name, count in kept.items() if name.startswith("bottom"))
 
 
 @pytest.mark.parametrize("interaction", ["cat", "dot"])
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_a_budget_that_takes_the_bottoms_to_go_is_met(
-    build: Build, interaction: str, factor: float
+    build: Build, clicks: Clicks, interaction: str, factor: float
 ) -> None:
     """Even where the numeric fields matter most: the smallest budget told is one that can be."""
-    ranker = build("dlrm", {"interaction": interaction, "bottom": (60,)})
-    options = {"protect_numeric": False, "resource": "all"}
+    ranker, rows = build("dlrm", {"interaction": interaction, "bottom": (60,)}), clicks(50)
     scale_numeric(ranker, factor)
-    with pytest.raises(ConfigError, match="the smallest that can is") as caught:
-        Problem(ranker, UmecConfig(flops_budget=1e-6, **options))
-    smallest = float(str(caught.value).rpartition(" ")[2]) * 1.01
-    problem = Problem(ranker, UmecConfig(flops_budget=smallest, **options))
-    order = ordered(problem)
+    with pytest.raises(ConfigError, match="the smallest that can be is") as caught:
+        problem_of(ranker, rows, budget={"flops": 1e-6}, protect_numeric=False)
+    smallest = float(str(caught.value).split()[-2]) * 1.01
+    problem = problem_of(ranker, rows, budget={"flops": smallest}, protect_numeric=False)
+    start = [0] * len(problem.groups)
+    order = problem.order(start)
 
-    counts = fit_budget(problem, [0] * len(problem.groups), order)
+    counts = fit_budget(problem, start, order)
 
     slimmed = slim(ranker, problem.keep(counts, order))
     assert slimmed.request.bottom is None
@@ -135,14 +148,15 @@ def test_a_budget_that_takes_the_bottoms_to_go_is_met(
     assert sum(slimmed.flops().values()) <= smallest * sum(ranker.flops().values())
 
 
-def test_an_embedding_is_not_left_alone_with_a_dot(build: Build) -> None:
+def test_an_embedding_is_not_left_alone_with_a_dot(build: Build, clicks: Clicks) -> None:
     """It makes no pair: with the numeric field gone, two embeddings stay."""
     items = [f for f in build("dlrm", {}).features if not f.request_side]
     ranker = build("dlrm", {"interaction": "dot"}, items)
     scale_numeric(ranker, 1e-3)
-    problem = Problem(ranker, UmecConfig(flops_budget=1.0, protect_numeric=False))
+    problem = problem_of(ranker, clicks(50), budget={"flops": 1.0}, protect_numeric=False)
+    most = [g.removable for g in problem.groups]
 
-    keep = problem.keep([g.removable for g in problem.groups], ordered(problem))
+    keep = problem.keep(most, problem.order(most))
 
     assert len(keep.fields) == 2
     assert slim(ranker, keep).top.first.in_features == 1

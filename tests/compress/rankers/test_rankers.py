@@ -17,13 +17,17 @@ from compress.rankers.base import MISSING, OOV, Inputs, Keep, Ranker
 from compress.slim import mask, slim
 from model_store.manifest import FeatureSpec
 
+# Features of one width do not stand together, and one that is multi-valued is among them.
+WIDTHS = {"user": 3, "likes": 2, "device": 3, "genres": 6, "request_numeric": 5}
 CASES = [
     pytest.param("dlrm", {"interaction": "cat"}, id="dlrm-cat"),
+    pytest.param("dlrm", {"widths": WIDTHS}, id="dlrm-cat-widths"),
     pytest.param("dlrm", {"interaction": "dot"}, id="dlrm-dot"),
     pytest.param("dcnv2", {"structure": "parallel"}, id="dcnv2-parallel"),
     pytest.param("dcnv2", {"structure": "parallel", "rank": 3}, id="dcnv2-parallel-low-rank"),
     pytest.param("dcnv2", {"structure": "stacked"}, id="dcnv2-stacked"),
     pytest.param("dcnv2", {"structure": "stacked", "rank": 3}, id="dcnv2-stacked-low-rank"),
+    pytest.param("dcnv2", {"widths": WIDTHS, "rank": (3, 2)}, id="dcnv2-parallel-widths"),
 ]
 every_ranker = pytest.mark.parametrize(("name", "options"), CASES)
 Build = Callable[..., Ranker]
@@ -31,10 +35,15 @@ Draw = Callable[..., Inputs]
 
 
 def some_of(ranker: Ranker) -> Keep:
-    """A choice that drops fields of both sides, a numeric one too, and neurons everywhere."""
+    """Drops fields of both sides, a numeric one too, neurons, and positions where they may go."""
     dropped = {"likes", "genres", "candidate_numeric", "user"}
     hidden = {layer.name: tuple(range(1, layer.width, 2)) for layer in ranker.hidden()}
-    return Keep(tuple(f.name for f in ranker.fields if f.name not in dropped), hidden)
+    dims = {"device": (2,), "request_numeric": (0, 3), "brand": (1, 2, 3)}
+    return Keep(
+        tuple(f.name for f in ranker.fields if f.name not in dropped),
+        hidden,
+        dims if ranker.prunable().by_position else {},
+    )
 
 
 def test_every_registered_ranker_is_tested_here() -> None:
@@ -90,9 +99,11 @@ def test_slim_keeps_only_what_is_named(build: Build, name: str, options: dict[st
     small = slim(ranker, keep)
     pruned = {f.name for f in small.features if f.pruned}
 
-    assert tuple(f.name for f in small.fields) == keep.fields
+    assert {f.name: f.width for f in small.fields} == {
+        f.name: len(keep.dims_of(f)) for f in ranker.fields if f.name in keep.fields
+    }
     assert pruned == {"likes", "genres", "price", "user"}
-    assert small.table.num_embeddings == 7 + 30 + 5
+    assert sum(len(table) for table in small.sparse_tables().values()) == 7 + 30 + 5
     assert small.candidate.bottom is None
     assert all(h.width == len(keep.hidden[h.name]) for h in small.hidden())
     for tensor in ("request_ids", "candidate_ids", "request_numeric"):
@@ -156,10 +167,10 @@ def test_flops_equal_what_the_layers_do(
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(count)
         ranker(draw(1, 1, ranker.features))
-        fields, dim = len(ranker.fields), ranker.config.dim
-        beside = {"dlrm": 0, "dcnv2": 2 * 2 * fields * dim}[name]  # ⊙ and + of each cross
+        fields, width = len(ranker.fields), sum(field.width for field in ranker.fields)
+        beside = {"dlrm": 0, "dcnv2": 2 * 2 * width}[name]  # ⊙ and + of each cross
         if options.get("interaction") == "dot":
-            beside = fields * (fields - 1) // 2 * 2 * dim
+            beside = fields * (fields - 1) // 2 * 2 * ranker.config.dim
 
         assert sum(ranker.flops().values()) == counted + beside
 
@@ -190,12 +201,8 @@ def test_zeroing_all_readers_columns_of_a_field_removes_it(
             columns = reader.layer.weight[:, reader.start : reader.start + len(touched)]
             columns[:, touched] = 0.0
         before = ranker(inputs)
-        table = next(
-            t
-            for f, t in zip(ranker.candidate.embedded, ranker.candidate.tables, strict=True)
-            if f.name == "item"
-        )
-        ranker.table.weight[table.start : table.stop] = 7.0
+        place = next(p for p in ranker.candidate.places if p.feature.name == "item")
+        ranker.tables[str(place.width)].weight[place.rows.start : place.rows.stop] = 7.0
 
     torch.testing.assert_close(ranker(inputs), before)
 
@@ -269,9 +276,9 @@ def test_multi_valued_features_pool_by_the_mean_of_what_is_there(build: Build, d
         [[2, 4, MISSING], [MISSING, MISSING, MISSING], [OOV, MISSING, MISSING]]
     )
     position = [f.name for f in ranker.fields].index("likes")
-    rows = ranker.table.weight[ranker.request.tables[1].start :]
+    rows = ranker.tables["4"].weight[ranker.request.places[1].rows.start :]
 
-    pooled = ranker.request_fields(inputs)[:, position]
+    pooled = torch.cat(ranker.request_fields(inputs), 1)[:, position]
 
     torch.testing.assert_close(pooled[0], (rows[2] + rows[4]) / 2)
     assert torch.equal(pooled[1], torch.zeros(4))
@@ -294,7 +301,7 @@ def test_tables_start_as_dlrms() -> None:
         )
     ]
     ranker = RANKERS["dlrm"](features, RANKERS["dlrm"].Config(), torch.Generator().manual_seed(0))
-    table = ranker.table.weight
+    table = ranker.tables["16"].weight
 
     assert torch.equal(table[: MISSING + 1], torch.zeros(2, 16))
     assert table.abs().max() <= (1 / from_rows) ** 0.5
@@ -352,6 +359,8 @@ def test_a_ranker_without_request_features_scores(
 ) -> None:
     """All features may be the item's."""
     features = tuple(f for f in build(name, options).features if not f.request_side)
-    ranker, inputs = build(name, options, features=features), draw(1, 4, features)
+    left = {n: w for n, w in options.get("widths", {}).items() if n in {f.name for f in features}}
+    ranker = build(name, {**options, "widths": left}, features=features)
+    inputs = draw(1, 4, features)
 
     torch.testing.assert_close(ranker.forward_split(inputs), ranker(inputs))

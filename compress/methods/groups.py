@@ -1,0 +1,600 @@
+"""What may go from a ranker, as groups; what each is worth, and what it saves.
+
+A *group* goes as a whole: a field (the input columns that read it, with its table), some positions
+of a field's vector, or a hidden neuron (the column that reads it). Groups of one kind make a layer.
+
+| paper (UMEC §1.2) | here | is |
+|---|---|---|
+| W_l, groups | `Groups` | input columns by field (l = 1) or by neuron before them (l ≥ 2) |
+| ‖W_g‖² | `energies` | squared norm of a group, in the metric of `Groups.metric` |
+| R_r(s) | `Problem.ratio` | shares of the dense ranker's FLOPs, bytes, time |
+
+Positions are nested in fields: those of a field that goes are no groups any more.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from pydantic import Field as Option
+from torch import Tensor
+
+from compress.budget import Bound, Budget, FlopsOf
+from compress.config import ConfigError, Frozen
+from compress.distill import click_loss
+from compress.primal_dual import Matrix, Vector, bottom, removed
+from compress.rankers.base import Field, Hidden, Keep, Prunable, Ranker, Reader, Sizes
+from compress.train import Columns, TrainingData, shuffled
+
+Part = Literal["fields", "widths", "neurons"]
+Norms = Literal["weights", "energy", "loss"]
+
+FIELDS: Final = "fields"
+WIDTHS: Final = "widths"
+SENSITIVITY_ROWS: Final = 4096
+SENSITIVITY_BATCHES: Final = 8
+TINY: Final = 1e-30
+SMALL_SHARE: Final = 1e-8
+
+
+class SlimmingConfig(Frozen):
+    """Options of all methods that slim to a budget.
+
+    Attributes:
+        budget: what to stay under; see `compress.budget.Budget`.
+        flops_of: which FLOPs the budget counts: ``all``, ``mlp`` (no interactions), or ``top_mlp``,
+            as UMEC's paper.
+        parts: what may go: whole fields, positions of their vectors, hidden neurons.
+        protect_numeric: never drop a bottom MLP's output (the paper's group 0); if it may be
+            dropped, the bottom MLP goes with it, and is credited.
+        unit: hidden widths shrink by multiples of it.
+        width_unit: fields' vectors do.
+    """
+
+    budget: Budget
+    flops_of: FlopsOf = "all"
+    parts: tuple[Part, ...] = Option(default=("fields", "neurons"), min_length=1)
+    protect_numeric: bool = True
+    unit: int = Option(default=1, gt=0)
+    width_unit: int = Option(default=4, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Of these groups, at least so many stay."""
+
+    members: tuple[int, ...]
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Positions of a field's vector that go together; ``field`` is its place among the fields."""
+
+    field: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """One layer of groups: G of them, in the input columns of ``readers``.
+
+    Attributes:
+        membership: (G, columns): which share of a column is whose; None: a column a group.
+        locked: groups that always stay.
+        quorums: sets of groups that may not go altogether.
+        metric: (G,) factors of the squared norms.
+        unit: they go in multiples of it.
+        blocks: of the groups, where they are positions of fields.
+    """
+
+    name: str
+    count: int
+    readers: tuple[Reader, ...]
+    membership: Tensor | None
+    locked: tuple[int, ...]
+    quorums: tuple[Quorum, ...]
+    metric: Tensor
+    unit: int
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def removable(self) -> int:
+        """How many may go."""
+        kept = len(self.locked) + sum(quorum.least for quorum in self.quorums)
+        return max(0, (self.count - kept) // self.unit * self.unit)
+
+    @property
+    def columns(self) -> int:
+        """Columns of each reader that belong to the groups."""
+        return self.count if self.membership is None else self.membership.shape[1]
+
+    def by_group(self, columns: Tensor) -> Tensor:
+        """(..., columns) -> (..., G), by shares."""
+        return columns if self.membership is None else columns @ self.membership.T
+
+    def by_column(self, groups: Tensor) -> Tensor:
+        """(G,) -> (columns,), by shares."""
+        return groups if self.membership is None else groups @ self.membership
+
+
+def energies(groups: Groups) -> Tensor:
+    """Squared group norms (G,), in the groups' metric."""
+    squares = torch.zeros(groups.columns, device=groups.metric.device)
+    for columns in weights(groups):
+        squares += columns.square().sum(0)
+    return groups.by_group(squares) * groups.metric
+
+
+def weights(groups: Groups) -> Iterator[Tensor]:
+    """Each reader's columns (out, columns), to be read or written in place."""
+    for reader in groups.readers:
+        yield reader.layer.weight.data[:, reader.start : reader.start + groups.columns]
+
+
+def selectable(groups: Groups, energy: Tensor) -> Tensor:
+    """The energies with those that must stay at infinity.
+
+    The least k of a set that may not contain all of a quorum are the least k without the quorum's
+    largest: a k-subset holds all of a quorum's members iff it holds that one.
+    """
+    energy = energy.clone()
+    for quorum in groups.quorums:
+        members = torch.tensor(quorum.members, device=energy.device)
+        order = torch.argsort(energy[members], descending=True, stable=True)
+        energy[members[order[: quorum.least]]] = math.inf
+    energy[list(groups.locked)] = math.inf
+    return energy
+
+
+# --- the problem ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order groups go, by layer, and their energies in that order.
+
+    Attributes:
+        groups: (G_l,) positions.
+        energies: (G_l,) infinite for what must stay.
+    """
+
+    groups: tuple[Tensor, ...]
+    energies: tuple[Tensor, ...]
+
+
+class Problem:
+    """A ranker, what may go, and the bounds: R and the groups' energies as functions of ⌈s⌉."""
+
+    def __init__(self, ranker: Ranker, groups: Sequence[Groups], bounds: Sequence[Bound]) -> None:
+        self.ranker, self.groups, self.bounds = ranker, tuple(groups), tuple(bounds)
+        self.dense = ranker.sizes()
+        self.limits = np.array([bound.limit for bound in bounds])
+        self.upper = np.array([float(g.removable) for g in self.groups])
+        self._fields = ranker.fields
+        self._savings = [self._saved_alone(g) for g in self.groups]
+
+    def order(self, s: Sequence[int], prices: Vector | None = None) -> Order:
+        """Groups by what they are worth per price of what they save, the least first.
+
+        Args:
+            s: (L,) how many of each layer's are about to go: positions are those of the fields
+                that stay.
+            prices: (R,) of the resources; None: all alike.
+        """
+        paid = np.zeros(len(self.bounds)) if prices is None else prices
+        z = torch.from_numpy(paid + TINY + SMALL_SHARE * paid.max(initial=0.0))
+        orders: list[Tensor] = []
+        found: list[Tensor] = []
+        for layer, groups in enumerate(self.groups):
+            energy = selectable(groups, energies(groups))
+            if groups.blocks:
+                energy = self._nested(groups, energy, orders, s)
+            saved = z @ self._savings[layer]
+            order = bottom(
+                energy / (saved / saved.max()).clamp(min=SMALL_SHARE).to(energy), groups.count
+            )
+            orders.append(order)
+            found.append(energy[order])
+        return Order(tuple(orders), tuple(found))
+
+    def _nested(
+        self, groups: Groups, energy: Tensor, orders: Sequence[Tensor], s: Sequence[int]
+    ) -> Tensor:
+        gone = self._gone_fields(s, orders)
+        return energy.masked_fill(
+            torch.tensor([block.field in gone for block in groups.blocks], device=energy.device),
+            math.inf,
+        )
+
+    def _gone_fields(self, counts: Sequence[int], orders: Sequence[Tensor]) -> set[int]:
+        for groups, count, order in zip(self.groups, counts, orders, strict=False):
+            if groups.name == FIELDS:
+                return set(order[:count].tolist())
+        return set()
+
+    def counts(self, s: Vector) -> list[int]:
+        """⌈s⌉."""
+        pairs = zip(s, self.groups, strict=True)
+        return [min(removed(float(v), g.unit), g.removable) for v, g in pairs]
+
+    def ratio(self, counts: Sequence[int], order: Order) -> Vector:
+        """R (R,): what is left of each resource if the first ``counts`` of each layer go."""
+        sizes = self.sizes(counts, order)
+        return np.array([bound.share(sizes) for bound in self.bounds])
+
+    def slope(self, counts: Sequence[int], order: Order) -> Matrix:
+        """∂R/∂s (R, L), ceil straight through: what the next unit of groups to go changes."""
+        now = self.ratio(counts, order)
+        columns = []
+        for layer, groups in enumerate(self.groups):
+            step = groups.unit if counts[layer] + groups.unit <= groups.removable else -groups.unit
+            if counts[layer] + step < 0:
+                columns.append(np.zeros(len(now)))
+                continue
+            columns.append((self.ratio(moved(counts, layer, step), order) - now) / step)
+        return np.stack(columns, 1)
+
+    def sizes(self, counts: Sequence[int], order: Order) -> Sizes:
+        """What is left if the first ``counts`` of each layer go."""
+        widths, hidden = dict(self.dense.widths), dict(self.dense.hidden)
+        names = [field.name for field in self._fields]
+        gone = self._gone_fields(counts, order.groups)
+        for position in gone:
+            widths[names[position]] = 0
+        for layer, (groups, count) in enumerate(zip(self.groups, counts, strict=True)):
+            if groups.blocks:
+                for block in self._narrowed(layer, count, order, gone):
+                    widths[names[block.field]] -= len(block.positions)
+            elif groups.name != FIELDS:
+                hidden[groups.name] -= count
+        return Sizes(widths, hidden)
+
+    def keep(self, counts: Sequence[int], order: Order) -> Keep:
+        """What stays if the first ``counts`` of each layer go."""
+        gone = self._gone_fields(counts, order.groups)
+        fields = [f for i, f in enumerate(self._fields) if i not in gone]
+        hidden, dims = {}, {f.name: set(range(f.width)) for f in fields}
+        for layer, (groups, count) in enumerate(zip(self.groups, counts, strict=True)):
+            if groups.blocks:
+                for block in self._narrowed(layer, count, order, gone):
+                    dims[self._fields[block.field].name] -= set(block.positions)
+            elif groups.name != FIELDS:
+                hidden[groups.name] = tuple(sorted(order.groups[layer][count:].tolist()))
+        narrower = [f for f in fields if len(dims[f.name]) < f.width]
+        left = {f.name: tuple(sorted(dims[f.name])) for f in narrower}
+        return Keep(tuple(f.name for f in fields), hidden, left)
+
+    def _narrowed(self, layer: int, count: int, order: Order, gone: set[int]) -> Iterator[Block]:
+        """The blocks that go from fields that stay; there may be fewer than were asked for."""
+        may_go = order.energies[layer][:count].isfinite()
+        for g in order.groups[layer][:count][may_go].tolist():
+            block = self.groups[layer].blocks[g]
+            if block.field not in gone:
+                yield block
+
+    def check_feasible(self) -> None:
+        """Refuse a budget that no choice of groups can meet.
+
+        Raises:
+            ConfigError: the text says the smallest that can be, for each resource.
+        """
+        most = [groups.removable for groups in self.groups]
+        smallest = self.ratio(most, self.order(most))
+        faults = [
+            f"method.budget.{bound.key}: {bound.limit:.4g} of the dense ranker's {bound.name} "
+            f"({bound.limit * bound.dense:,.0f} of {bound.dense:,.0f}) cannot be met by removing "
+            f"{', '.join(g.name for g in self.groups)}; the smallest that can be is {share:.4g} "
+            f"({math.ceil(share * bound.dense):,})"
+            for bound, share in zip(self.bounds, smallest, strict=True)
+            if share > bound.limit
+        ]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _saved_alone(self, groups: Groups) -> Tensor:
+        """(R, G) what each group saves if it alone goes."""
+        if groups.name != FIELDS and not groups.blocks:
+            return torch.ones(len(self.bounds), groups.count, dtype=torch.float64)
+        saved = np.zeros((len(self.bounds), groups.count))
+        for g in range(groups.count):
+            block = groups.blocks[g] if groups.blocks else None
+            field = self._fields[g if block is None else block.field]
+            left = 0 if block is None else field.width - len(block.positions)
+            sizes = Sizes({**self.dense.widths, field.name: left}, self.dense.hidden)
+            saved[:, g] = [1.0 - bound.share(sizes) for bound in self.bounds]
+        return torch.from_numpy(saved)
+
+
+def moved(counts: Sequence[int], layer: int, step: int) -> list[int]:
+    """The counts with one changed."""
+    return [*counts[:layer], counts[layer] + step, *counts[layer + 1 :]]
+
+
+def fit_budget(problem: Problem, counts: Sequence[int], order: Order) -> list[int]:
+    """Counts within all bounds, as close to them as whole groups allow.
+
+    Over one, groups go while they must; under all, groups return while they may: the one that costs
+    least, or brings most, energy per share of the resources in question. What saves nothing, as the
+    neurons of a bottom MLP whose field has gone, stays as it is.
+
+    Raises:
+        ConfigError: a bound cannot be met.
+    """
+    counts = list(counts)
+
+    def moves(sign: int) -> Iterator[tuple[float, list[int]]]:
+        now = problem.ratio(counts, order)
+        weighed = now > problem.limits if sign > 0 else np.ones(len(now), bool)
+        for layer, g in enumerate(problem.groups):
+            low, high = sorted((counts[layer], counts[layer] + sign * g.unit))
+            energy = float(order.energies[layer][low:high].sum())
+            if low < 0 or high > g.removable or not math.isfinite(energy):
+                continue
+            trial = moved(counts, layer, sign * g.unit)
+            after = problem.ratio(trial, order)
+            saved = float(np.abs(now - after)[weighed].sum())
+            if saved and (sign > 0 or (after <= problem.limits).all()):
+                yield energy / saved, trial
+
+    while (problem.ratio(counts, order) > problem.limits).any():
+        candidates = list(moves(1))
+        if not candidates:
+            problem.check_feasible()
+            raise ConfigError(
+                "method.budget: cannot be met with the groups in this order; raise it a little"
+            )
+        counts = min(candidates)[1]
+    while back := list(moves(-1)):
+        counts = max(back)[1]
+    return counts
+
+
+# --- which groups there are ----------------------------------------------------------------------
+
+
+def make_problem(
+    ranker: Ranker,
+    config: SlimmingConfig,
+    bounds: Sequence[Bound],
+    dataset: TrainingData,
+    *,
+    seed: int,
+    norms: Norms = "weights",
+) -> Problem:
+    """The problem of slimming a ranker, its groups measured in some norm.
+
+    Args:
+        ranker: trained.
+        config: what may go.
+        bounds: what is to be stayed under.
+        dataset: what positions, and groups in the metric ``loss``, are judged on.
+        seed: of the order of its rows.
+        norms: what a group's norm is measured in. ``weights``: as it is. ``energy``: in shares of
+            its layer's. ``loss``: in the loss that its removal costs, see `removal_costs`.
+
+    Raises:
+        ConfigError: no choice of groups meets the bounds, or the ranker has no such groups.
+    """
+    groups = [*_groups(ranker, config, bounds)]
+    prunable = ranker.prunable()
+    if WIDTHS in config.parts:
+        if not prunable.by_position:
+            raise ConfigError(
+                "method.parts: 'widths' cannot go from a ranker of inner products, which need "
+                "fields of one width; leave it out, or use interaction = 'cat'"
+            )
+        groups.append(_positions(ranker, prunable, config, dataset, seed))
+    groups = [g for g in groups if g.removable]
+    if not groups:
+        raise ConfigError(f"method.parts: nothing of {', '.join(config.parts)} may go")
+    problem = Problem(ranker, measured(ranker, groups, norms, dataset, seed), bounds)
+    problem.check_feasible()
+    return problem
+
+
+def _groups(ranker: Ranker, config: SlimmingConfig, bounds: Sequence[Bound]) -> Iterator[Groups]:
+    prunable = ranker.prunable()
+    if FIELDS in config.parts:
+        yield _fields(ranker, prunable, config)
+    for layer in prunable.hidden if "neurons" in config.parts else ():
+        if _saves(ranker.sizes(), layer, bounds):
+            yield _neurons(layer, config.unit, _where(ranker))
+
+
+def _saves(dense: Sizes, layer: Hidden, bounds: Sequence[Bound]) -> bool:
+    smaller = Sizes(dense.widths, {**dense.hidden, layer.name: dense.hidden[layer.name] - 1})
+    return any(bound.share(smaller) < bound.share(dense) for bound in bounds)
+
+
+def _fields(ranker: Ranker, prunable: Prunable, config: SlimmingConfig) -> Groups:
+    numeric = [i for i, f in enumerate(prunable.fields) if f.numeric]
+    locked = tuple(numeric) if config.protect_numeric else ()
+    where = _where(ranker)
+    return Groups(
+        name=FIELDS,
+        count=len(prunable.fields),
+        readers=prunable.readers,
+        membership=prunable.membership.to(where),
+        locked=locked,
+        quorums=_quorums(prunable.fields, locked, prunable.least),
+        metric=torch.ones(len(prunable.fields), device=where),
+        unit=1,
+    )
+
+
+def _neurons(layer: Hidden, unit: int, where: torch.device) -> Groups:
+    # One unit stays, so that the layer does.
+    rest = max(layer.width - unit, 0)
+    return Groups(
+        name=layer.name,
+        count=layer.width,
+        readers=(layer.reader,),
+        membership=None,
+        locked=(),
+        quorums=(Quorum(tuple(range(layer.width)), layer.width - rest),),
+        metric=torch.ones(layer.width, device=where),
+        unit=unit,
+    )
+
+
+def _quorums(fields: Sequence[Field], locked: Sequence[int], least: int) -> tuple[Quorum, ...]:
+    """A field a side, so that both have a say; more if the ranker cannot do with so few.
+
+    Embeddings where there are enough: then a budget that takes a bottom MLP to go can be met.
+    """
+    sides = [
+        tuple(i for i, field in enumerate(fields) if field.request is request)
+        for request in (True, False)
+    ]
+    open_sides = [side for side in sides if side and not set(side) & set(locked)]
+    missing = max(0, least - len(locked) - len(open_sides))
+    quorums = []
+    for side in open_sides:
+        wanted = min(len(side), 1 + (missing if side is open_sides[-1] else 0))
+        embedded = tuple(i for i in side if not fields[i].numeric)
+        quorums.append(Quorum(embedded if len(embedded) >= wanted else side, wanted))
+    return tuple(quorums)
+
+
+def _positions(
+    ranker: Ranker,
+    prunable: Prunable,
+    config: SlimmingConfig,
+    dataset: TrainingData,
+    seed: int,
+) -> Groups:
+    """Blocks of ``width_unit`` positions, those of a field that matter least together."""
+    single = _positions_of(
+        prunable,
+        _where(ranker),
+        [Block(i, (k,)) for i, field in enumerate(prunable.fields) for k in range(field.width)],
+    )
+    costs = removal_costs(ranker, [single], dataset, seed)[0].tolist()
+    by_field: dict[int, list[tuple[float, int]]] = {}
+    for block, cost in zip(single.blocks, costs, strict=True):
+        by_field.setdefault(block.field, []).append((cost, block.positions[0]))
+    blocks = [
+        Block(field, tuple(sorted(k for _, k in ranked[start : start + config.width_unit])))
+        for field, found in by_field.items()
+        for ranked in [sorted(found)]
+        for start in range(0, len(ranked), config.width_unit)
+    ]
+    return _positions_of(prunable, _where(ranker), blocks)
+
+
+def _positions_of(prunable: Prunable, where: torch.device, blocks: Sequence[Block]) -> Groups:
+    starts = np.cumsum([0, *(field.width for field in prunable.fields)])
+    membership = torch.zeros(len(blocks), prunable.membership.shape[1], device=where)
+    members: dict[int, list[int]] = {}
+    for g, block in enumerate(blocks):
+        membership[g, [int(starts[block.field]) + k for k in block.positions]] = 1.0
+        members.setdefault(block.field, []).append(g)
+    return Groups(
+        name=WIDTHS,
+        count=len(blocks),
+        readers=prunable.readers,
+        membership=membership,
+        locked=(),
+        quorums=tuple(Quorum(tuple(found), 1) for found in members.values()),
+        metric=torch.ones(len(blocks), device=where),
+        unit=1,
+        blocks=tuple(blocks),
+    )
+
+
+def _where(ranker: Ranker) -> torch.device:
+    return next(ranker.parameters()).device
+
+
+# --- what a group is worth -----------------------------------------------------------------------
+
+
+def measured(
+    ranker: Ranker, groups: Sequence[Groups], norms: Norms, dataset: TrainingData, seed: int
+) -> tuple[Groups, ...]:
+    """The groups with the metric that a norm names."""
+    if norms == "weights":
+        return tuple(groups)
+    if norms == "energy":
+        return tuple(
+            replace(g, metric=g.metric / energies(g).sum().clamp(min=TINY)) for g in groups
+        )
+    costs = removal_costs(ranker, groups, dataset, seed)
+    # One factor for all: layers stay comparable, and a layer's energies sum to about 1.
+    unit = sum(float(cost.sum()) for cost in costs) / len(costs)
+    return tuple(
+        replace(g, metric=cost / (unit * energies(g)).clamp(min=TINY))
+        for g, cost in zip(groups, costs, strict=True)
+    )
+
+
+def removal_costs(
+    ranker: Ranker, layers: Sequence[Groups], dataset: TrainingData, seed: int
+) -> list[Tensor]:
+    """What the loss rises by if a group alone is removed, to second order.
+
+    With a gate α_g on the group's inputs, the Gauss-Newton curvature of the loss in α_g is the
+    mean square of a row's ∂loss/∂α_g = Σ_j x_j·∂loss/∂x_j over the group's columns j; removing
+    it costs half of that (the first-order term vanishes at a trained optimum). x is what the
+    first reader gets: all that later ones read comes of it, so ∂loss/∂x has their share already.
+    """
+    squares = [torch.zeros(g.count, device=g.metric.device) for g in layers]
+    rows = 0
+    for pulls, count in gate_slopes(ranker, layers, dataset, seed):
+        squares = [total + pull.square().sum(0) for total, pull in zip(squares, pulls, strict=True)]
+        rows += count
+    return [total / (2 * rows) for total in squares]
+
+
+def gate_slopes(
+    ranker: Ranker, layers: Sequence[Groups], dataset: TrainingData, seed: int
+) -> Iterator[tuple[list[Tensor], int]]:
+    """Batches of rows' slopes ∂loss/∂α_g in a gate on each group's inputs, (B, G) by layer; and B.
+
+    The loss of a row, not of the batch.
+    """
+    ranker.eval()
+    where = _where(ranker)
+    columns = Columns(dataset.features, ranker)
+    seen: dict[int, Tensor] = {}
+    hooks = [
+        groups.readers[0].layer.register_forward_pre_hook(_remember(seen, layer))
+        for layer, groups in enumerate(layers)
+    ]
+    try:
+        for batch in islice(shuffled(dataset, SENSITIVITY_ROWS, seed, 0), SENSITIVITY_BATCHES):
+            label = torch.from_numpy(batch.label).to(where)
+            total = click_loss(ranker(columns.inputs(batch, where)), label) * len(batch)
+            slopes = torch.autograd.grad(total, [seen[layer] for layer in range(len(layers))])
+            yield (
+                [
+                    _gate(layers[layer], seen[layer].detach() * slope)
+                    for layer, slope in enumerate(slopes)
+                ],
+                len(batch),
+            )
+            seen.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _remember(
+    seen: dict[int, Tensor], layer: int
+) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[layer] = inputs[0]
+
+    return hook
+
+
+def _gate(groups: Groups, pull: Tensor) -> Tensor:
+    """(B, columns) -> (B, G): a row's slope in each group's gate."""
+    start = groups.readers[0].start
+    pull = pull[:, start : start + groups.columns]
+    return pull if groups.membership is None else pull @ (groups.membership > 0).float().T

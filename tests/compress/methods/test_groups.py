@@ -1,0 +1,211 @@
+"""What may go: positions inside fields, several budgets at once, and what each group saves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress.budget import Budget, Pricing, bounds
+from compress.config import ConfigError
+from compress.methods.groups import Problem, SlimmingConfig, fit_budget, make_problem
+from compress.rankers.base import Ranker, Sizes
+from compress.slim import mask, slim
+from compress.train import Columns, TrainingData
+
+Build = Callable[..., Ranker]
+Clicks = Callable[..., TrainingData]
+ALL = ("fields", "widths", "neurons")
+CASES = [
+    ("dlrm", {"interaction": "cat"}),
+    ("dcnv2", {"structure": "parallel", "rank": 3}),
+    ("dcnv2", {"structure": "stacked"}),
+]
+
+
+class Bytes:
+    """Four bytes a number of the tables, and nothing else."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._rows = {field.name: field.rows for field in ranker.fields}
+
+    def bytes(self, sizes: Sizes) -> float:
+        """Of the tables."""
+        return sum(4.0 * self._rows[name] * width for name, width in sizes.widths.items())
+
+    def p50_us(self, sizes: Sizes) -> float:
+        """A microsecond a field."""
+        return float(sum(width > 0 for width in sizes.widths.values()))
+
+
+def problem_of(
+    ranker: Ranker, rows: TrainingData, pricing: Pricing | None = None, **options: Any
+) -> Problem:
+    """The problem of a ranker under some options."""
+    config = SlimmingConfig(**options)
+    bounded = bounds(ranker, config.budget, config.flops_of, pricing)
+    return make_problem(ranker, config, bounded, rows, seed=1, norms="loss")
+
+
+def counts_of(problem: Problem, **wanted: int) -> list[int]:
+    """Counts by layer, 0 where nothing is said."""
+    return [wanted.get(groups.name, 0) for groups in problem.groups]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_sizes_told_are_those_of_the_slimmed_ranker(
+    build: Build, clicks: Clicks, name: str, options: dict[str, Any]
+) -> None:
+    """Whatever goes, fields, positions or neurons: R is counted on what is left."""
+    rows = clicks(200)
+    ranker = build(name, options, rows.features)
+    problem = problem_of(ranker, rows, budget={"flops": 1.0}, parts=ALL, width_unit=2)
+    counts = [min(2, groups.removable) for groups in problem.groups]
+    order = problem.order(counts)
+
+    small = slim(ranker, problem.keep(counts, order))
+
+    told, found = problem.sizes(counts, order), small.sizes()
+    assert {name: width for name, width in told.widths.items() if width} == found.widths
+    assert told.hidden == found.hidden
+    ratio = sum(small.flops().values()) / sum(ranker.flops().values())
+    assert problem.ratio(counts, order) == pytest.approx([ratio])
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_positions_that_go_are_those_that_were_masked(
+    build: Build, clicks: Clicks, name: str, options: dict[str, Any]
+) -> None:
+    """A narrower field scores as the wide one with zeros in what reads its positions."""
+    rows = clicks(200)
+    ranker = build(name, options, rows.features)
+    problem = problem_of(ranker, rows, budget={"flops": 1.0}, parts=("widths",), width_unit=2)
+    keep = problem.keep([3], problem.order([3]))
+    small, masked = slim(ranker, keep), mask(ranker, keep)
+    batch = next(iter(rows.batches("test", 50)))
+    cpu = torch.device("cpu")
+
+    expected = masked(Columns(rows.features, masked).inputs(batch, cpu))
+
+    assert len(keep.dims) >= 2
+    torch.testing.assert_close(
+        small(Columns(rows.features, small).inputs(batch, cpu)), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_positions_are_nested_in_fields(build: Build, clicks: Clicks) -> None:
+    """Those of a field that goes are no groups; of one that stays, a block does."""
+    rows = clicks(200)
+    ranker = build("dlrm", {}, rows.features)
+    problem = problem_of(ranker, rows, budget={"flops": 1.0}, parts=ALL, width_unit=2)
+    counts = counts_of(problem, fields=3, widths=problem.groups[-1].removable)
+    order = problem.order(counts)
+
+    keep = problem.keep(counts, order)
+
+    gone = {field.name for field in ranker.fields} - set(keep.fields)
+    assert len(gone) == 3
+    assert all(len(keep.dims_of(f)) == 2 for f in ranker.fields if f.name in keep.fields)
+    blocks = problem.groups[-1].blocks
+    finite = order.groups[-1][order.energies[-1].isfinite()].tolist()
+    assert not gone & {ranker.fields[blocks[g].field].name for g in finite}
+
+
+def test_all_budgets_hold_at_once(build: Build, clicks: Clicks) -> None:
+    """FLOPs, bytes and time have a bound each, and none is far from being met."""
+    rows = clicks(200)
+    ranker = build("dlrm", {"dim": 8}, rows.features)
+    budget = {"flops": 0.6, "bytes": 0.5, "p50_us": 8.0}
+    problem = problem_of(ranker, rows, Bytes(ranker), budget=budget, parts=ALL, width_unit=2)
+    start = [0] * len(problem.groups)
+    order = problem.order(start)
+
+    counts = fit_budget(problem, start, order)
+
+    ratio = problem.ratio(counts, order)
+    assert (ratio <= problem.limits).all()
+    assert (ratio >= problem.limits - 0.15).any()
+    assert problem.limits == pytest.approx([0.6, 0.5, 8 / len(ranker.fields)])
+
+
+def test_what_saves_more_goes_first(build: Build) -> None:
+    """Of two fields worth the same the larger table goes, once bytes have a price."""
+    ranker = build("dlrm", {})
+    with torch.no_grad():
+        ranker.top.first.weight.fill_(1.0)  # all fields are worth the same
+    config = SlimmingConfig(budget={"bytes": 0.9}, parts=("fields",))
+    bounded = bounds(ranker, config.budget, config.flops_of, Bytes(ranker))
+    problem = make_problem(ranker, config, bounded, None, seed=1)  # type: ignore[arg-type]
+
+    first = [ranker.fields[g].name for g in problem.order([0], np.ones(1)).groups[0][:3].tolist()]
+
+    rows = sorted((field.rows for field in ranker.fields), reverse=True)
+    assert [next(f.rows for f in ranker.fields if f.name == name) for name in first] == rows[:3]
+
+
+def test_a_size_is_a_share_of_the_dense_bundle(build: Build) -> None:
+    """A kB is 1,000 bytes, a KiB 1,024; more than there is asks for nothing."""
+    ranker = build("dlrm", {})
+    dense = Bytes(ranker).bytes(ranker.sizes())
+
+    limits = [
+        bounds(ranker, Budget(bytes=size), "all", Bytes(ranker))[0].limit
+        for size in ("1 kB", "1KiB", "8MiB", 0.25)
+    ]
+
+    assert limits == pytest.approx([1000 / dense, 1024 / dense, 1.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budget": {"bytes": "10B"}, "parts": ("fields",)}, r"method.budget.bytes: .* smallest"),
+        ({"budget": {"flops": 1e-4}, "parts": ("neurons",)}, r"method.budget.flops: .* smallest"),
+        (
+            {"budget": {"flops": 1e-4, "bytes": "10B"}, "parts": ("fields",)},
+            r"(?s)budget.flops.*budget.bytes",
+        ),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest(
+    build: Build, clicks: Clicks, options: dict[str, Any], said: str
+) -> None:
+    """Each resource by itself, all of them at once."""
+    rows = clicks(50)
+    ranker = build("dlrm", {}, rows.features)
+
+    with pytest.raises(ConfigError, match=said):
+        problem_of(ranker, rows, Bytes(ranker), **options)
+
+
+def test_the_smallest_that_is_told_can_be_met(build: Build, clicks: Clicks) -> None:
+    """It is no guess."""
+    rows = clicks(50)
+    ranker = build("dlrm", {}, rows.features)
+    with pytest.raises(ConfigError) as caught:
+        problem_of(ranker, rows, Bytes(ranker), budget={"bytes": "10B"}, parts=("fields",))
+    smallest = str(caught.value).rpartition("(")[2].rstrip(")").replace(",", "")
+
+    problem = problem_of(
+        ranker, rows, Bytes(ranker), budget={"bytes": f"{smallest}B"}, parts=("fields",)
+    )
+
+    assert fit_budget(problem, [0], problem.order([0])) == [problem.groups[0].removable]
+
+
+def test_inner_products_refuse_fields_of_several_widths(build: Build, clicks: Clicks) -> None:
+    """In the config, and as groups."""
+    rows = clicks(50)
+    ranker = build("dlrm", {"interaction": "dot"}, rows.features)
+
+    with pytest.raises(ConfigError, match="inner products"):
+        problem_of(ranker, rows, budget={"flops": 0.5}, parts=ALL)
+    with pytest.raises(ConfigError, match="one width"):
+        build("dlrm", {"interaction": "dot", "widths": {"u0": 2}}, rows.features)
+
+
+def test_a_mistyped_field_in_widths_is_refused(build: Build) -> None:
+    """With the names that there are."""
+    with pytest.raises(ConfigError, match=r"no fields \['usr'\]; there are brand, "):
+        build("dlrm", {"widths": {"usr": 2}})
