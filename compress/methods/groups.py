@@ -13,7 +13,7 @@ Positions are nested in fields: those of a field that goes are no groups any mor
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Literal
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compress.budget import Bound, Budget, FlopsOf
 from compress.config import ConfigError, Frozen
+from compress.data.encode import Batch
 from compress.distill import click_loss
 from compress.primal_dual import Matrix, Vector, bottom, removed
 from compress.rankers.base import Field, Hidden, Keep, Prunable, Ranker, Reader, Sizes
@@ -178,20 +179,26 @@ class Problem:
         self._fields = ranker.fields
         self._savings = [self._saved_alone(g) for g in self.groups]
 
-    def order(self, s: Sequence[int], prices: Vector | None = None) -> Order:
+    def order(
+        self,
+        s: Sequence[int],
+        prices: Vector | None = None,
+        worth: Sequence[Tensor] | None = None,
+    ) -> Order:
         """Groups by what they are worth per price of what they save, the least first.
 
         Args:
             s: (L,) how many of each layer's are about to go: positions are those of the fields
                 that stay.
             prices: (R,) of the resources; None: all alike.
+            worth: (G_l,) by layer; None: their energies.
         """
         paid = np.zeros(len(self.bounds)) if prices is None else prices
         z = torch.from_numpy(paid + TINY + SMALL_SHARE * paid.max(initial=0.0))
         orders: list[Tensor] = []
         found: list[Tensor] = []
         for layer, groups in enumerate(self.groups):
-            energy = selectable(groups, energies(groups))
+            energy = selectable(groups, energies(groups) if worth is None else worth[layer])
             if groups.blocks:
                 energy = self._nested(groups, energy, orders, s)
             saved = z @ self._savings[layer]
@@ -556,8 +563,18 @@ def gate_slopes(
 ) -> Iterator[tuple[list[Tensor], int]]:
     """Batches of rows' slopes ∂loss/∂α_g in a gate on each group's inputs, (B, G) by layer; and B.
 
-    The loss of a row, not of the batch.
+    The loss of a row, not of the batch. The first training rows in the order of ``seed``.
     """
+    batches = islice(shuffled(dataset, SENSITIVITY_ROWS, seed, 0), SENSITIVITY_BATCHES)
+    for inputs, slopes in input_slopes(ranker, layers, dataset, batches):
+        pulls = [x * slope for x, slope in zip(inputs, slopes, strict=True)]
+        yield [by_gate(g, pull) for g, pull in zip(layers, pulls, strict=True)], len(pulls[0])
+
+
+def input_slopes(
+    ranker: Ranker, layers: Sequence[Groups], dataset: TrainingData, batches: Iterable[Batch]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """What each layer's first reader gets of a batch, x (B, columns), and rows' ∂loss/∂x."""
     ranker.eval()
     where = _where(ranker)
     columns = Columns(dataset.features, ranker)
@@ -567,17 +584,14 @@ def gate_slopes(
         for layer, groups in enumerate(layers)
     ]
     try:
-        for batch in islice(shuffled(dataset, SENSITIVITY_ROWS, seed, 0), SENSITIVITY_BATCHES):
+        for batch in batches:
             label = torch.from_numpy(batch.label).to(where)
             total = click_loss(ranker(columns.inputs(batch, where)), label) * len(batch)
-            slopes = torch.autograd.grad(total, [seen[layer] for layer in range(len(layers))])
-            yield (
-                [
-                    _gate(layers[layer], seen[layer].detach() * slope)
-                    for layer, slope in enumerate(slopes)
-                ],
-                len(batch),
-            )
+            inputs = [seen[layer] for layer in range(len(layers))]
+            slopes = torch.autograd.grad(total, inputs)
+            pairs = zip(layers, inputs, slopes, strict=True)
+            own = [(_own(g, x.detach()), _own(g, slope)) for g, x, slope in pairs]
+            yield [x for x, _ in own], [slope for _, slope in own]
             seen.clear()
     finally:
         for hook in hooks:
@@ -593,8 +607,11 @@ def _remember(
     return hook
 
 
-def _gate(groups: Groups, pull: Tensor) -> Tensor:
-    """(B, columns) -> (B, G): a row's slope in each group's gate."""
+def _own(groups: Groups, columns: Tensor) -> Tensor:
     start = groups.readers[0].start
-    pull = pull[:, start : start + groups.columns]
+    return columns[:, start : start + groups.columns]
+
+
+def by_gate(groups: Groups, pull: Tensor) -> Tensor:
+    """(B, columns) -> (B, G): a row's slope in a gate on each group."""
     return pull if groups.membership is None else pull @ (groups.membership > 0).float().T
