@@ -74,8 +74,9 @@ class _Gates:
         """(F,) g_ε(x)."""
         done = self._step / self._course.steps
         epsilon = FIRST_EPSILON * (self._config.last_epsilon / FIRST_EPSILON) ** done
-        square = self._x.square()
-        return square / (square + epsilon)
+        square: Tensor = self._x.square()
+        gates: Tensor = square / (square + epsilon)
+        return gates
 
     def _by_column(self, gates: Tensor) -> Tensor:
         """(F,) -> (columns,): a pair of fields has the product of both gates."""

@@ -1,0 +1,275 @@
+"""What a ranker of some sizes takes on disk, and how long a request takes on this machine.
+
+`compress.budget.Pricing` for rankers of a run: bytes are those of the dense bundle, part by part;
+times come from a small table of measured rankers, fitted, and checked on others that the fit has
+not seen.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from compress.config import CompressError
+from compress.costs import bytes_by_part
+from compress.data.encode import Dataset
+from compress.export import export_split, graph_inputs, make_encoders, real_rows
+from compress.graph import Feeds, GraphSession, interleaved_us, one_request
+from compress.progress import Progress
+from compress.rankers.base import Keep, Layer, Ranker, Sizes
+from compress.slim import slim
+from model_store.bundle import Bundle
+from model_store.manifest import VocabularyEncoding
+
+FLOAT_BYTES: Final = 4
+FITTED: Final = 24  # rankers that the times are fitted on
+HELD_OUT: Final = 8  # and those that the fit is judged on
+ROUNDS: Final = 200
+NARROWEST: Final = 0.02
+LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
+WORST: Final = 0.1  # median error on the held-out rankers that is borne without a warning
+
+
+class ByteTable:
+    """Bytes of a bundle by its ranker's sizes: the dense bundle's, less what goes.
+
+    Tables and layers are counted exactly; of a field that goes, its vocabulary and its share of the
+    catalogue go with it. Manifest, golden requests and the graph's nodes are taken to stay.
+    """
+
+    def __init__(self, ranker: Ranker, bundle: Bundle) -> None:
+        self._ranker = ranker
+        self._rows = {field.name: field.rows for field in ranker.fields}
+        extras = _bytes_by_feature(bundle)
+        self._extras = {
+            field.name: sum(extras.get(name, 0) for name in field.features)
+            for field in ranker.fields
+        }
+        dense = sum(bytes_by_part(bundle.root).values())
+        self._fixed = dense - self._counted(ranker.sizes())
+
+    def __call__(self, sizes: Sizes) -> float:
+        """Bytes on disk."""
+        return self._fixed + self._counted(sizes)
+
+    def _counted(self, sizes: Sizes) -> float:
+        tables = sum(self._rows[name] * width for name, width in sizes.widths.items())
+        layers = sum(layer.parameters for layer in self._ranker.layers_at(sizes))
+        extras = sum(self._extras[name] for name, width in sizes.widths.items() if width)
+        return FLOAT_BYTES * (tables + layers) + extras
+
+
+def _bytes_by_feature(bundle: Bundle) -> dict[str, int]:
+    """Of each feature: its vocabulary, its columns of the catalogue, its raw values there."""
+    manifest, found = bundle.manifest, {}
+    items = manifest.items
+    values = json.loads(bundle.path(items.values).read_bytes()) if items and items.values else {}
+    for feature in manifest.features:
+        size = 0
+        if isinstance(feature.encoding, VocabularyEncoding):
+            size += bundle.path(feature.encoding.file).stat().st_size
+        if items is not None and feature.tensor in items.tensors:
+            size += items.items * feature.length * FLOAT_BYTES
+        if feature.name in values:
+            size += len(json.dumps(values[feature.name], ensure_ascii=False))
+        found[feature.name] = size
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A ranker that was measured."""
+
+    sizes: Sizes
+    us: float
+
+
+class LatencyTable:
+    """Median microseconds of a request by a ranker's sizes, linear in what the graph does.
+
+    Args:
+        ranker: whose slimmed versions are meant.
+        timed: what the coefficients are fitted on, by relative error; none is negative.
+        candidates: of a request.
+    """
+
+    def __init__(self, ranker: Ranker, timed: Sequence[Timed], candidates: int) -> None:
+        self._ranker, self._candidates = ranker, candidates
+        work = np.stack([self._work(one.sizes) for one in timed])
+        us = np.array([one.us for one in timed])
+        self._scale = work.max(0).clip(min=1e-12)
+        self._coefficients, _ = nnls(work / self._scale / us[:, None], np.ones(len(us)))
+
+    def __call__(self, sizes: Sizes) -> float:
+        """Microseconds."""
+        return float(self._work(sizes) / self._scale @ self._coefficients)
+
+    def errors(self, timed: Sequence[Timed]) -> NDArray[np.float64]:
+        """Relative errors, told over measured less one."""
+        return np.array([self(one.sizes) / one.us - 1 for one in timed])
+
+    def _work(self, sizes: Sizes) -> NDArray[np.float64]:
+        """What a request makes the graph do, in the terms of the fit."""
+        layers = self._ranker.layers_at(sizes)
+        each = [layer for layer in layers if not layer.once]
+        live = [f for f in self._ranker.fields if sizes.widths[f.name]]
+        embedded = [f for f in live if not f.numeric and not f.request]
+        rows = self._candidates
+        return np.array(
+            [
+                1.0,
+                float(len(layers)),
+                float(sum(_lanes(layer) for layer in layers if layer.once)),
+                float(rows * sum(_lanes(layer) for layer in each)),
+                float(rows * sum(layer.inputs + layer.outputs for layer in each)),
+                float(rows * len(embedded)),
+                float(rows * sum(sizes.widths[f.name] for f in embedded)),
+                float(sum(1 for f in live if f.request and not f.numeric)),
+                float(len({(f.request, sizes.widths[f.name]) for f in live})),
+            ]
+        )
+
+
+def _lanes(layer: Layer) -> int:
+    """Multiplications of a row, the outputs being filled up to whole registers."""
+    return layer.inputs * (-(-layer.outputs // LANES) * LANES)
+
+
+@dataclass
+class MeasuredPricing:
+    """Bytes and times of the slimmed versions of one dense ranker; times are measured when asked.
+
+    Attributes:
+        ranker: dense.
+        bundle: its.
+        dataset: gives the rows that requests are made of.
+        candidates: of a request.
+        cache: where the measured table is kept.
+        progress: told of the rankers measured.
+    """
+
+    ranker: Ranker
+    bundle: Bundle
+    dataset: Dataset
+    candidates: int
+    cache: Path
+    progress: Progress
+
+    @cached_property
+    def _bytes(self) -> ByteTable:
+        return ByteTable(self.ranker, self.bundle)
+
+    @cached_property
+    def _latency(self) -> LatencyTable:
+        timed = self._measured()
+        table = LatencyTable(self.ranker, timed[:FITTED], self.candidates)
+        held_out = float(np.median(np.abs(table.errors(timed[FITTED:]))))
+        self.progress.step("time rankers", len(timed), len(timed), error=held_out)
+        if held_out > WORST:
+            raise CompressError(
+                f"budget.p50_us: the times of {HELD_OUT} rankers that the fit had not seen were "
+                f"missed by {held_out:.0%} (median; at most {WORST:.0%}): other work may disturb "
+                f"this machine; end it, remove {self.cache} and run again"
+            )
+        return table
+
+    def bytes(self, sizes: Sizes) -> float:
+        """Of the bundle on disk."""
+        return self._bytes(sizes)
+
+    def p50_us(self, sizes: Sizes) -> float:
+        """Median microseconds of a request.
+
+        Raises:
+            CompressError: the times measured do not fit.
+        """
+        return self._latency(sizes)
+
+    def _measured(self) -> list[Timed]:
+        if self.cache.exists():
+            held = json.loads(self.cache.read_text())
+            return [Timed(Sizes(one["widths"], one["hidden"]), one["us"]) for one in held]
+        timed = measure(self.ranker, self.dataset, self.candidates, self.progress)
+        rows = [
+            {"widths": dict(t.sizes.widths), "hidden": dict(t.sizes.hidden), "us": t.us}
+            for t in timed
+        ]
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        self.cache.write_text(json.dumps(rows))
+        return timed
+
+
+def measure(
+    ranker: Ranker,
+    dataset: Dataset,
+    candidates: int,
+    progress: Progress,
+    count: int = FITTED + HELD_OUT,
+) -> list[Timed]:
+    """Time the ranker and slimmed versions of it, drawn at random, in turn in this process.
+
+    The first is the ranker itself, so that a fit on the first ones spans all sizes.
+    """
+    rng = np.random.default_rng(0)
+    keeps = [None, *(random_keep(ranker, rng) for _ in range(count - 1))]
+    rows = real_rows(dataset, 16 * candidates)
+    sessions, feeds, sizes = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, keep in enumerate(keeps):
+            small = ranker if keep is None else slim(ranker, keep)
+            path = Path(folder) / f"{number}.onnx"
+            export_split(small.cpu().eval(), path)
+            sessions.append(GraphSession(path))
+            encoders = make_encoders(small.features, dataset.tokens)
+            feeds.append(list(_requests(graph_inputs(rows, small.features, encoders), candidates)))
+            sizes.append(_whole(ranker, small))
+            progress.step("time rankers", number, count)
+        us = interleaved_us(sessions, feeds, ROUNDS)
+    return [Timed(s, t) for s, t in zip(sizes, us, strict=True)]
+
+
+def _requests(packed: Feeds, candidates: int) -> Iterator[Feeds]:
+    rows = len(next(iter(packed.values())))
+    for start in range(0, max(1, rows - candidates + 1), candidates):
+        yield one_request(
+            {
+                name: np.ascontiguousarray(a.take(range(start, start + candidates), 0, mode="wrap"))
+                for name, a in packed.items()
+            }
+        )
+
+
+def _whole(dense: Ranker, small: Ranker) -> Sizes:
+    """The sizes of a slimmed ranker in the dense one's terms: fields that have gone are 0 wide."""
+    sizes = small.sizes()
+    return Sizes({name: sizes.widths.get(name, 0) for name in dense.sizes().widths}, sizes.hidden)
+
+
+def random_keep(ranker: Ranker, rng: np.random.Generator) -> Keep:
+    """Any share of each layer, narrow ones as likely as wide; fields of both sides; any widths."""
+    hidden = {
+        layer.name: _some(layer.width, np.exp(rng.uniform(np.log(NARROWEST), 0.0)), rng)
+        for layer in ranker.hidden()
+    }
+    fields: list[str] = []
+    for request in (True, False):
+        side = [f.name for f in ranker.fields if f.request is request]
+        fields += [side[i] for i in _some(len(side), rng.uniform(0.3, 1.0), rng)]
+    live = [f for f in ranker.fields if f.name in fields]
+    dims: Mapping[str, tuple[int, ...]] = {}
+    if ranker.prunable().by_position and rng.integers(2):
+        quarters = rng.integers(1, 5, len(live))
+        dims = {f.name: _some(f.width, q / 4, rng) for f, q in zip(live, quarters, strict=True)}
+    return Keep(tuple(f.name for f in live), hidden, dims)
+
+
+def _some(count: int, share: float, rng: np.random.Generator) -> tuple[int, ...]:
+    kept = max(1, round(count * float(share)))
+    return tuple(sorted(rng.choice(count, kept, replace=False).tolist())) if count else ()
