@@ -19,7 +19,7 @@ from compress.data.encode import encode_series
 from compress.data.files import Files
 from compress.graph import Array, GraphSession, pack
 from compress.metrics import MetricError, quality
-from compress.progress import Progress
+from compress.progress import Progress, Silent
 from model_store.bundle import Bundle, open_bundle
 from model_store.encoding import Encoder, token
 from model_store.errors import BundleNotFound
@@ -88,6 +88,11 @@ def evaluate(bundle: Bundle, data: Path, *, skip_bad: bool, progress: Progress) 
         return Evaluation(quality(np.concatenate(labels), np.concatenate(scores)), tally.rows)
     except MetricError as error:
         raise DataError(f"{data}: {error}") from None
+
+
+def evaluate_folder(folder: Path, data: Path) -> Quality:
+    """Quality of the bundle in a folder: what a process of its own is asked for."""
+    return evaluate(open_bundle(folder), data, skip_bad=False, progress=Silent()).quality
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """A run, from data to published bundles, as one list of stages.
 
-    prepare data → for each seed: train dense → compress → fine-tune → export → evaluate both
+    prepare data → for each seed: dense ranker: train → export → evaluate
+                                  slim ranker: compress → fine-tune → export → evaluate
     → card over all seeds → gate → publish
 
-Each stage leaves its result in the run's folder, which is named by a hash of the config and the
-data; so a run that was killed goes on where it stopped, and a changed config starts afresh.
+Each stage leaves its result in a folder that is named by a hash of all that it depends on, so a run
+that was killed goes on where it stopped, and a changed config starts afresh. Dense rankers have a
+folder of their own: runs that differ only in how they compress share them.
 """
 
 import hashlib
@@ -31,17 +33,18 @@ from compress.costs import bytes_by_part, request_us, resources
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
-from compress.data.folders import alone, replaced, spacious
-from compress.evaluate import evaluate
+from compress.data.folders import alone, in_turn, locked, replaced, spacious
+from compress.evaluate import evaluate_folder
 from compress.export import click_card, export
+from compress.graph import HISTORY_FILE
 from compress.methods import METHODS
 from compress.methods.base import Compressed, Method
-from compress.progress import Progress, Silent
+from compress.progress import Progress
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
 from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
 from compress.train import FitResult, fit
-from model_store.bundle import Bundle, open_bundle
+from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
 
@@ -121,21 +124,41 @@ def resolve(config: RunConfig) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """A seed's dense ranker: trained, exported and judged."""
+
+    ranker: Ranker
+    trained: FitResult
+    bundle: Bundle
+    quality: Quality
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """Where a plan is carried out: what every stage needs."""
+    """Where a plan is carried out: what every stage needs.
+
+    Attributes:
+        shared: the dense rankers, of all runs that have them in common.
+        folder: what is of this run alone.
+    """
 
     plan: Plan
     dataset: Dataset
+    shared: Path
     folder: Path
     progress: Progress
 
     @property
     def test(self) -> Path:
         """The raw test rows."""
-        return self.folder / "test.parquet"
+        return self.shared / "test.parquet"
+
+    def dense_of(self, seed: int) -> Path:
+        """Where a seed's dense checkpoint, bundle and quality lie."""
+        return self.shared / f"seed-{seed}"
 
     def of_seed(self, seed: int) -> Path:
-        """Where a seed's checkpoints, bundles and result lie."""
+        """Where the checkpoints, bundles and result of a seed of this run lie."""
         return self.folder / f"seed-{seed}"
 
 
@@ -145,25 +168,29 @@ def run(plan: Plan, progress: Progress) -> Outcome:
     Raises:
         CompressError, StoreError: it cannot go on; the text says why.
     """
+    site = site_of(plan, progress)
+    with spacious(site.folder), alone(site.folder):
+        return carry_out(site)
+
+
+def site_of(plan: Plan, progress: Progress) -> Site:
+    """The plan's data, prepared, and its folders."""
     config = plan.config
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = prepare(plan.source, config.runs / config.name / "data", progress)
-    folder = run_folder(plan, dataset)
-    with spacious(folder), alone(folder):
-        return carry_out(Site(plan, dataset, folder, progress))
+    return Site(plan, dataset, dense_folder(plan, dataset), run_folder(plan, dataset), progress)
 
 
 def carry_out(site: Site) -> Outcome:
     """All stages after the data, in a folder that no other run works in."""
     plan, config = site.plan, site.plan.config
     write_whole(site.folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
-    write_test_rows(site.dataset, site.test)
 
     runs = [run_seed(site, seed) for seed in config.seeds]
 
     first = site.of_seed(config.seeds[0])
-    bundles = {kind: open_bundle(first / kind) for kind in KINDS}
+    bundles = {"dense": own_dense(site, config.seeds[0]), "slim": open_bundle(first / "slim")}
     card = write_card(site, runs, bundles)
     verdict = judge(config.gate, card.results)
     versions: Mapping[str, str] = {}
@@ -174,43 +201,72 @@ def carry_out(site: Site) -> Outcome:
     return Outcome(site.folder, card, verdict, versions)
 
 
+def dense_folder(plan: Plan, dataset: Dataset) -> Path:
+    """Where the dense rankers lie: named by all that makes one, its seed apart."""
+    return _folder(plan, "dense-", _dense_parts(plan, dataset))
+
+
 def run_folder(plan: Plan, dataset: Dataset) -> Path:
     """The run's folder. Seeds, gate and store are no part of its key: they change no ranker.
 
     The tools' versions are: what one release found may not stand on a card of another.
     """
     parts = {
+        "dense": _dense_parts(plan, dataset),
+        "method": [plan.config.method.type, plan.method_config.model_dump(mode="json")],
+        **plan.config.model_dump(mode="json", include={"finetune"}),
+    }
+    return _folder(plan, "", parts)
+
+
+def _dense_parts(plan: Plan, dataset: Dataset) -> dict[str, Any]:
+    return {
         "tools": tools(),
         "data": dataset.fingerprint,
         "schema": dataset.schema.model_dump(mode="json"),
         "ranker": [plan.config.ranker.type, plan.ranker_config.model_dump(mode="json")],
-        "method": [plan.config.method.type, plan.method_config.model_dump(mode="json")],
-        **plan.config.model_dump(mode="json", include={"train", "finetune", "export"}),
+        **plan.config.model_dump(mode="json", include={"train", "export"}),
     }
+
+
+def _folder(plan: Plan, prefix: str, parts: Mapping[str, Any]) -> Path:
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    return plan.config.runs / plan.config.name / key
+    return plan.config.runs / plan.config.name / f"{prefix}{key}"
 
 
 def write_test_rows(dataset: Dataset, path: Path) -> None:
     """Write the raw test rows, so that anyone can evaluate the bundles on them."""
-    if path.exists():
-        return
-    tables = (frame.to_arrow() for frame in dataset.raw("test"))
-    first = next(tables)
-    with replaced(path) as staged, pq.ParquetWriter(staged, first.schema) as writer:
-        for table in chain([first], tables):
-            writer.write_table(table)
+    with locked(path.parent, path.name):
+        if path.exists():
+            return
+        tables = (frame.to_arrow() for frame in dataset.raw("test"))
+        first = next(tables)
+        with replaced(path) as staged, pq.ParquetWriter(staged, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
 
 def run_seed(site: Site, seed: int) -> SeedRun:
-    """Train, compress, fine-tune, export and evaluate under one seed."""
+    """All stages of a seed, or what an earlier run has found in them."""
+    with alone(site.of_seed(seed)):
+        return finished(site, seed) or slim_seed(site, seed)
+
+
+def finished(site: Site, seed: int) -> SeedRun | None:
+    """What the seed's stages found, if they are all done."""
     here = site.of_seed(seed)
     done = here / "result.json"
-    if done.exists() and all((here / kind / MANIFEST_FILE).exists() for kind in KINDS):
+    if done.exists() and (here / "slim" / MANIFEST_FILE).exists():
         return SeedRun.model_validate_json(done.read_bytes())
-    dense, trained = train_dense(site, seed)
+    return None
+
+
+def slim_seed(site: Site, seed: int) -> SeedRun:
+    """Compress the seed's dense ranker, fine-tune, export and evaluate."""
+    here = site.of_seed(seed)
+    dense = make_dense(site, seed)
     compressed = site.plan.method.compress(
-        dense,
+        dense.ranker,
         site.dataset,
         config=site.plan.method_config,
         seed=seed,
@@ -219,27 +275,72 @@ def run_seed(site: Site, seed: int) -> SeedRun:
         progress=site.progress,
         checkpoint=here / "compress.ckpt",
     )
-    tuned = fine_tune(site, seed, compressed.ranker, dense)
+    tuned = fine_tune(site, seed, compressed.ranker, dense.ranker)
 
-    card = describe(site.plan, seed, dense, compressed)
-    curves = {"train": _curve(trained), "finetune": _curve(tuned), "method": compressed.history}
-    stage = f"seed {seed}: export and evaluate"
-    site.progress.step(stage, 0, len(KINDS))
-    bundles = [
-        export_once(site, here / kind, ranker, card, curves)
-        for kind, ranker in zip(KINDS, (dense, compressed.ranker), strict=True)
-    ]
-    qualities = []
-    for bundle in bundles:
-        qualities.append(evaluate_apart(bundle.root, site.test))
-        site.progress.step(stage, len(qualities), len(KINDS))
+    card = describe(site.plan, seed, dense.ranker, compressed)
+    curves = {
+        "train": _curve(dense.trained),
+        "finetune": _curve(tuned),
+        "method": compressed.history,
+    }
+    bundle, quality = judged(site, here / "slim", compressed.ranker, card, curves)
     result = SeedRun(
-        result=SeedResult(seed=seed, dense=qualities[0], slim=qualities[1]),
-        dense=resources(dense, bundles[0]),
-        slim=resources(compressed.ranker, bundles[1]),
+        result=SeedResult(seed=seed, dense=dense.quality, slim=quality),
+        dense=resources(dense.ranker, dense.bundle),
+        slim=resources(compressed.ranker, bundle),
     )
-    write_whole(done, result.model_dump_json(indent=1))
+    write_whole(here / "result.json", result.model_dump_json(indent=1))
+    for checkpoint in here.glob("*.ckpt"):
+        checkpoint.unlink()  # each several times as large as the bundle, and done with
     return result
+
+
+def make_dense(site: Site, seed: int) -> Dense:
+    """The seed's dense ranker, or what an earlier run has left of it.
+
+    Where another run makes it just now, this one waits and finds it done.
+    """
+    here = site.dense_of(seed)
+    with in_turn(here, site.progress):
+        write_test_rows(site.dataset, site.test)
+        ranker, trained = train_dense(site, seed)
+        flops = Resources(flops=sum(ranker.flops().values()))
+        card = Card(
+            method="none",
+            ranker=site.plan.config.ranker.type,
+            seed=seed,
+            dense=flops,
+            slim=flops,
+            kept_features=tuple(feature.name for feature in ranker.features),
+        )
+        curves = {"train": _curve(trained)}
+        bundle, quality = judged(site, here / "dense", ranker, card, curves)
+        return Dense(ranker, trained, bundle, quality)
+
+
+def own_dense(site: Site, seed: int) -> Bundle:
+    """This run's copy of a dense bundle: what is published, with the card and the curves of slim.
+
+    Raises:
+        StoreError: the slim bundle is damaged.
+    """
+    here, shared = site.of_seed(seed), site.dense_of(seed) / "dense"
+    folder, staged = here / "dense", here / ".dense.part"
+    try:
+        return open_bundle(folder)
+    except StoreError:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)  # what a killed run left
+    try:
+        dense = open_bundle(shared)
+    except StoreError:
+        dense = make_dense(site, seed).bundle
+    slim = open_bundle(here / "slim")
+    shutil.copytree(dense.root, staged)
+    shutil.copy(slim.path(HISTORY_FILE), staged)
+    seal(staged, dense.manifest.model_copy(update={"card": slim.manifest.card}))
+    staged.rename(folder)
+    return open_bundle(folder)
 
 
 def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
@@ -251,7 +352,7 @@ def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
         site.dataset,
         plan.config.train,
         seed,
-        checkpoint=site.of_seed(seed) / "dense.ckpt",
+        checkpoint=site.dense_of(seed) / "dense.ckpt",
         progress=site.progress,
         stage=f"seed {seed}: train",
     )
@@ -290,6 +391,21 @@ def describe(plan: Plan, seed: int, dense: Ranker, compressed: Compressed) -> Ca
     )
 
 
+def judged(
+    site: Site, folder: Path, ranker: Ranker, card: Card, history: Mapping[str, Any]
+) -> tuple[Bundle, Quality]:
+    """Export and evaluate a ranker, or read what an earlier run has left of it."""
+    stage = f"seed {card.seed}: export and evaluate {folder.name}"
+    found = folder.with_suffix(".quality.json")
+    site.progress.step(stage, 0, 2)
+    bundle = export_once(site, folder, ranker, card, history)
+    site.progress.step(stage, 1, 2)
+    if not found.exists():
+        write_whole(found, evaluate_apart(bundle.root, site.test).model_dump_json())
+    site.progress.step(stage, 2, 2)
+    return bundle, Quality.model_validate_json(found.read_bytes())
+
+
 def export_once(
     site: Site, folder: Path, ranker: Ranker, card: Card, history: Mapping[str, Any]
 ) -> Bundle:
@@ -310,16 +426,12 @@ def export_once(
 
 
 def evaluate_apart(bundle: Path, test: Path) -> Quality:
-    """Evaluate in a fresh process, which sees nothing but the two paths.
+    """Evaluate in a fresh process, which sees nothing but the two paths, and loads no torch.
 
     Raises:
         RunError: that process died.
     """
-    return apart(f"evaluating {bundle}", _evaluated, bundle, test)
-
-
-def _evaluated(bundle: Path, test: Path) -> Quality:
-    return evaluate(open_bundle(bundle), test, skip_bad=False, progress=Silent()).quality
+    return apart(f"evaluating {bundle}", evaluate_folder, bundle, test)
 
 
 def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) -> Card:

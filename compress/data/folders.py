@@ -10,6 +10,7 @@ from typing import Final
 
 from compress.config import CompressError
 from compress.data.base import DataError
+from compress.progress import Progress
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -44,6 +45,21 @@ def alone(folder: Path) -> Iterator[None]:
                 f"another run works in {folder}; wait until it ends and run the same command, "
                 "or give this one another `runs` folder"
             ) from None
+        yield
+
+
+@contextmanager
+def in_turn(folder: Path, progress: Progress) -> Iterator[None]:
+    """As `alone`, but who comes second waits until the first is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stage = f"wait for another run in {folder}"
+            progress.step(stage, 0, 1)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            progress.step(stage, 1, 1)
         yield
 
 

@@ -1,5 +1,6 @@
 """A run ends in two published bundles, whatever stops it on the way."""
 
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from compress.config import ConfigError, GateConfig, RunConfig, load
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
-from compress.pipeline import Outcome, judge, resolve, run, run_folder
+from compress.pipeline import Outcome, dense_folder, judge, resolve, run, run_folder
 from compress.progress import Silent
 from model_store.bundle import open_bundle
 from model_store.manifest import Quality, SeedResult
@@ -83,6 +84,51 @@ def outcome(place: Path) -> Outcome:
     return run(resolve(configured(place)), Silent())
 
 
+def shared_by(place: Path) -> Path:
+    """Where the one dense ranker of the runs under ``place`` lies."""
+    (found,) = (place / "runs" / "tiny").glob("dense-*")
+    return found
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Digests of a bundle's files, without those that tell the time."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in {"manifest.json", "SHA256SUMS"}
+    }
+
+
+@pytest.fixture
+def here(outcome: Outcome, place: Path, tmp_path: Path) -> Path:
+    """A copy of where the module's run went: what a test does there, no other test sees."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+class Stop(Exception):
+    """What the tests below pull the plug with."""
+
+
+class Stages(Silent):
+    """Notes the stages of a run, and pulls the plug in one of them."""
+
+    def __init__(self, stop_in: str = "") -> None:
+        self.seen: list[str] = []
+        self._stop_in = stop_in
+
+    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+        """Noted; the plug is pulled when the stage begins."""
+        self.seen.append(stage)
+        if stage == self._stop_in:
+            raise Stop
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the start of a process for every evaluation."""
+    monkeypatch.setattr(pipeline, "apart", lambda _, function, *args: function(*args))
+
+
 def quality(auc: float, logloss: float) -> Quality:
     """Metrics of a thousand rows."""
     return Quality(auc=auc, logloss=logloss, accuracy=0.5, rows=1000)
@@ -140,6 +186,28 @@ def test_another_release_of_a_tool_starts_afresh(
     assert run_folder(plan, dataset) != folder
 
 
+@pytest.mark.parametrize(
+    ("override", "shared"),
+    [
+        ("method.budget.flops=0.4", True),
+        ("method={type = 'none'}", True),
+        ("finetune.epochs=2", True),
+        ("seeds=[3]", True),
+        ("gate.max_auc_loss=0.5", True),
+        ("train.epochs=3", False),
+        ("ranker.dim=8", False),
+        ("export.golden_requests=3", False),
+    ],
+)
+def test_what_makes_no_dense_ranker_does_not_part_them(
+    tmp_path: Path, dataset: Dataset, override: str, shared: bool
+):
+    """Runs that only compress in another way have their dense rankers in common."""
+    ours, theirs = (resolve(configured(tmp_path, *each)) for each in ((), (override,)))
+
+    assert (dense_folder(ours, dataset) == dense_folder(theirs, dataset)) is shared
+
+
 def test_the_gate_judges_the_mean_over_seeds():
     """One bad seed is no reason to refuse, a bad mean is."""
     results = [
@@ -167,14 +235,13 @@ def test_dense_and_slim_are_published_under_one_card(outcome: Outcome, place: Pa
 
 
 @pytest.mark.slow
-def test_the_cards_quality_is_what_evaluate_says(outcome: Outcome):
-    """Every published metric can be had again from a bundle and the test rows beside it."""
+def test_the_cards_quality_is_what_evaluate_says(outcome: Outcome, place: Path):
+    """Every published metric can be had again from a bundle and the test rows that are kept."""
+    shared = shared_by(place)
     for result in outcome.card.results:
-        for kind in ("dense", "slim"):
-            bundle = open_bundle(outcome.folder / f"seed-{result.seed}" / kind)
-            found = evaluate(
-                bundle, outcome.folder / "test.parquet", skip_bad=False, progress=Silent()
-            )
+        for kind, folder in (("dense", shared), ("slim", outcome.folder)):
+            bundle = open_bundle(folder / f"seed-{result.seed}" / kind)
+            found = evaluate(bundle, shared / "test.parquet", skip_bad=False, progress=Silent())
             assert found.quality == getattr(result, kind)
 
 
@@ -209,6 +276,48 @@ def test_the_same_command_again_does_nothing_again(outcome: Outcome, place: Path
 
     assert again == outcome
     assert len(open_store(str(place / "store")).list()) == 2
+
+
+@pytest.mark.slow
+def test_another_method_shares_the_dense_rankers(
+    outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are neither trained nor exported nor judged again, and no byte of theirs changes."""
+    in_this_process(monkeypatch)
+    shared, stages = shared_by(here), Stages()
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("[!.]*") if path.is_file()}
+
+    other = run(resolve(configured(here, "method={type = 'none'}", "seeds=[1]")), stages)
+
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "seed 1: train" not in stages.seen
+    assert other.folder != outcome.folder
+    assert other.card.results[0].dense == outcome.card.results[0].dense
+    assert other.card.results[0].slim != outcome.card.results[0].slim
+    assert open_bundle(other.folder / "seed-1" / "dense").manifest.card == other.card
+
+
+@pytest.mark.slow
+def test_the_runs_own_dense_bundle_is_the_shared_one(outcome: Outcome, place: Path):
+    """But for its card, and the curves, which are those of the slim one beside it."""
+    own, shared, slim = (
+        sums(folder / "seed-1" / kind)
+        for folder, kind in (
+            (outcome.folder, "dense"),
+            (shared_by(place), "dense"),
+            (outcome.folder, "slim"),
+        )
+    )
+
+    assert own == {**shared, "history.json": slim["history.json"]}
+    assert own["model.onnx"] != slim["model.onnx"]
+
+
+@pytest.mark.slow
+def test_a_finished_seed_keeps_no_checkpoint_of_its_own(outcome: Outcome, place: Path):
+    """They are several times as large as what came of them; the dense ones serve other runs."""
+    assert not list(outcome.folder.rglob("*.ckpt"))
+    assert len(list(shared_by(place).rglob("dense.ckpt"))) == 2
 
 
 @pytest.mark.slow
@@ -272,6 +381,35 @@ def test_a_killed_run_goes_on_to_the_same_figures(outcome: Outcome, tmp_path: Pa
     assert resumed.versions == {"dense": "1", "slim": "2"}
     assert figures(resumed)["results"] == figures(outcome)["results"][:1]
     assert figures(resumed)["widths"] == figures(outcome)["widths"]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_every_stage_goes_on_to_the_same_bundles(
+    outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """To the last bit of graph and curves."""
+    in_this_process(monkeypatch)
+    plan = resolve(configured(tmp_path, "seeds=[1]"))
+    for stage in ("train", "export and evaluate dense", "fine-tune", "export and evaluate slim"):
+        with pytest.raises(Stop):
+            run(plan, Stages(stop_in=f"seed 1: {stage}"))
+
+    found = run(plan, Silent())
+
+    for kind, folder in folders_of(outcome).items():
+        assert sums(folders_of(found)[kind]) == sums(folder)
+    assert found.card.results[0] == outcome.card.results[0]
+
+
+@pytest.mark.slow
+def test_a_dense_bundle_whose_copy_was_cut_off_is_copied_again(outcome: Outcome, here: Path):
+    """From the shared one."""
+    (here / "runs" / "tiny" / outcome.folder.name / "seed-1" / "dense" / "model.onnx").unlink()
+
+    found = run(resolve(configured(here)), Silent())
+
+    for kind, folder in folders_of(outcome).items():
+        assert sums(folders_of(found)[kind]) == sums(folder)
 
 
 @pytest.mark.slow

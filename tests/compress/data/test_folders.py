@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from compress.data.folders import FolderError, alone, replaced, spacious
+from compress.data.folders import FolderError, alone, in_turn, replaced, spacious
+from compress.progress import Silent
 
 HOLDER = """
 import sys
@@ -34,6 +36,39 @@ def test_who_comes_second_is_refused_at_once(tmp_path: Path) -> None:
     assert f"another run works in {tmp_path / 'run'}; wait" in str(caught.value)
     with alone(tmp_path / "run"):
         pass
+
+
+class Waits(Silent):
+    """Notes that somebody waits."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int]] = []
+        self.began = threading.Event()
+
+    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+        """Noted."""
+        self.said.append((stage, done))
+        self.began.set()
+
+
+def test_who_comes_second_may_wait_and_says_so(tmp_path: Path) -> None:
+    """It goes in when the first one is done; who need not wait says nothing."""
+    waits, order = Waits(), []
+
+    def come_second() -> None:
+        with in_turn(tmp_path, waits):
+            order.append("second")
+
+    second = threading.Thread(target=come_second)
+    with in_turn(tmp_path, Silent()):
+        second.start()
+        assert waits.began.wait(timeout=60)
+        order.append("first")
+    second.join()
+
+    stage = f"wait for another run in {tmp_path}"
+    assert order == ["first", "second"]
+    assert waits.said == [(stage, 0), (stage, 1)]
 
 
 @pytest.mark.slow
