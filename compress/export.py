@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.config import CompressError, ExportConfig
+from compress.curves import HISTORY_FILE, Curve, write_curves
 from compress.data.base import Part, Schema
 from compress.data.encode import Dataset, encode_frame
 from compress.graph import (
-    HISTORY_FILE,
     OUTPUT,
     Array,
     Feeds,
@@ -235,7 +235,7 @@ def export(
     name: str,
     card: Card,
     options: ExportConfig,
-    history: Mapping[str, Any] | None = None,
+    history: Mapping[str, Curve] | None = None,
 ) -> Bundle:
     """Write and seal a ranker's bundle.
 
@@ -267,7 +267,7 @@ def export(
     ]
     _write_json(folder / GOLDEN_FILE, cases)
     if history is not None:
-        _write_json(folder / HISTORY_FILE, history)
+        write_curves(folder / HISTORY_FILE, history)
 
     return seal(
         folder,

@@ -13,7 +13,6 @@ from compress.data.encode import INPUTS, widths
 from model_store.manifest import FeatureSpec, InputName, TensorSpec
 
 OUTPUT: Final = "score"
-HISTORY_FILE: Final = "history.json"  # beside the graph: the run's curves, for the report
 Array = NDArray[Any]
 Feeds = Mapping[InputName, Array]
 

@@ -33,6 +33,7 @@ FITTED: Final = 24  # rankers that the times are fitted on
 HELD_OUT: Final = 8  # and those that the fit is judged on
 ROUNDS: Final = 200
 NARROWEST: Final = 0.02
+CURVES: Final = 24 << 10  # bytes of the curves that slimming adds to the dense ranker's
 LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
 WORST: Final = 0.1  # median error on the held-out rankers that is borne without a warning
 
@@ -41,7 +42,8 @@ class ByteTable:
     """Bytes of a bundle by its ranker's sizes: the dense bundle's, less what goes.
 
     Tables and layers are counted exactly; of a field that goes, its vocabulary and its share of the
-    catalogue go with it. Manifest, golden requests and the graph's nodes are taken to stay.
+    catalogue go with it. Manifest, golden requests and the graph's nodes are taken to stay, and the
+    curves of slimming to come.
     """
 
     def __init__(self, ranker: Ranker, bundle: Bundle) -> None:
@@ -53,7 +55,7 @@ class ByteTable:
             for field in ranker.fields
         }
         dense = sum(bytes_by_part(bundle.root).values())
-        self._fixed = dense - self._counted(ranker.sizes())
+        self._fixed = dense - self._counted(ranker.sizes()) + CURVES
 
     def __call__(self, sizes: Sizes) -> float:
         """Bytes on disk."""

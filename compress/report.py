@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.stats import t as student
 
+from compress.curves import HISTORY_FILE, Curve, read_curves
 from compress.export import click_card
-from compress.graph import HISTORY_FILE
 from model_store.bundle import Bundle
 from model_store.manifest import Card, FeatureSpec, Quality
 
@@ -57,8 +57,6 @@ STYLE: Final[Any] = {  # matplotlib types its keys one by one
     "text.parse_math": False,  # a "$" in a name is a dollar
 }
 CONFIDENCE: Final = 0.95
-
-Curve = Sequence[Mapping[str, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ def template(path: str) -> Template:
 def history(bundle: Bundle) -> dict[str, Curve]:
     """The curves that the run left in the bundle; none if it left none."""
     path = bundle.path(HISTORY_FILE)
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_curves(path) if path.exists() else {}
 
 
 def mean(card: Card, kind: str, metric: str) -> float:

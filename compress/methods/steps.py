@@ -36,7 +36,7 @@ from compress.train import (
     shuffled,
 )
 
-HISTORY_ROWS: Final = 500
+HISTORY_ROWS: Final = 100
 
 
 class StepsConfig(SlimmingConfig):

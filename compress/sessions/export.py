@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.config import CompressError
-from compress.graph import HISTORY_FILE, SessionGraph
+from compress.curves import HISTORY_FILE, write_curves
+from compress.graph import SessionGraph
 from compress.sessions.config import SessionExport, Weights
 from compress.sessions.costs import SCALE, candidate_flops
 from compress.sessions.data import Prefixes, Sessions
@@ -271,7 +272,7 @@ def export(
     cases = golden_cases(shipped, table, ids, examples, options)
     _write_json(folder / GOLDEN_FILE, cases)
     if history is not None:
-        _write_json(folder / HISTORY_FILE, history)
+        write_curves(folder / HISTORY_FILE, history)
     dim, length = ranker.config.dim, ranker.config.length
     shapes = {"query": ("R", dim), "repeat": ("R", "L"), "follow": ("R", "L")}
     return seal(

@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from compress.report import DENSE, INK, LIMIT, PARTS, SLIM, Curve, stacked
+from compress.curves import Curve
+from compress.report import DENSE, INK, LIMIT, PARTS, SLIM, stacked
 from compress.sessions.costs import TABLE
 from compress.sessions.entries import Entry
 from model_store.manifest import SessionCard

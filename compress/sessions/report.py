@@ -7,7 +7,8 @@ from typing import Final
 
 import matplotlib as mpl
 
-from compress.report import STYLE, Curve, Plot, Row, history, share, svg, template
+from compress.curves import Curve
+from compress.report import STYLE, Plot, Row, history, share, svg, template
 from compress.sessions.costs import TABLE
 from compress.sessions.entries import (
     Entry,

@@ -178,4 +178,4 @@ def test_history_is_strict_json(exported: Bundle):
     text = (exported.root / "history.json").read_text()
 
     assert "NaN" not in text
-    assert json.loads(text)["train"][0]["train_loss"] is None
+    assert json.loads(text)["train"]["train_loss"][0] is None

@@ -1,0 +1,126 @@
+"""What slimmed rankers are told to take is what their bundles take."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress.config import CompressError, ExportConfig
+from compress.costs import bytes_by_part
+from compress.data.encode import Dataset
+from compress.export import export
+from compress.pricing import (
+    CURVES,
+    FITTED,
+    ByteTable,
+    LatencyTable,
+    MeasuredPricing,
+    Timed,
+    measure,
+    random_keep,
+)
+from compress.progress import Silent
+from compress.rankers import RANKERS
+from compress.rankers.base import Ranker, Sizes
+from compress.slim import slim
+from model_store.bundle import Bundle
+from model_store.manifest import Card
+
+Build = Callable[..., Ranker]
+
+
+def exported(ranker: Ranker, dataset: Dataset, card: Card, folder: Path) -> Bundle:
+    """A sealed bundle."""
+    options = ExportConfig(golden_requests=2, golden_candidates=5)
+    return export(ranker, dataset, folder, name="ctr", card=card, options=options)
+
+
+def whole(dense: Ranker, small: Ranker) -> Sizes:
+    """The slimmed ranker's sizes in the dense one's terms."""
+    sizes = small.sizes()
+    return Sizes({name: sizes.widths.get(name, 0) for name in dense.sizes().widths}, sizes.hidden)
+
+
+@pytest.mark.slow
+def test_bytes_are_told_and_never_too_few(dataset: Dataset, card: Card, tmp_path: Path) -> None:
+    """Exactly of the dense bundle; of a small one, whose manifest shrinks too, nearly."""
+    config = RANKERS["dlrm"].Config(dim=32, bottom=(64,), top=(96, 32))
+    dense = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(0)).eval()
+    bundle = exported(dense, dataset, card, tmp_path / "dense")
+    small = slim(dense, random_keep(dense, np.random.default_rng(5))).eval()
+
+    told = ByteTable(dense, bundle)
+
+    size = sum(bytes_by_part(exported(small, dataset, card, tmp_path / "slim").root).values())
+    dense_size = sum(bytes_by_part(bundle.root).values())
+    assert told(dense.sizes()) == dense_size + CURVES
+    assert size < 0.8 * dense_size
+    assert size <= told(whole(dense, small)) - CURVES <= 1.05 * size
+
+
+def timed(build: Build, count: int, noise: float = 0.0) -> tuple[Ranker, list[Timed]]:
+    """Rankers whose times are 20 us, 3 ns a multiplication of a candidate and 0.1 us a look-up."""
+    rng = np.random.default_rng(0)
+    dense = build("dlrm", {"dim": 16, "top": (128, 64)})
+    found = []
+    for _ in range(count):
+        small = slim(dense, random_keep(dense, rng))
+        each = [layer for layer in small.layers_at(small.sizes()) if not layer.once]
+        products = 50 * sum(layer.inputs * (-(-layer.outputs // 16) * 16) for layer in each)
+        looked_up = 50 * sum(not f.numeric and not f.request for f in small.fields)
+        us = (20 + 0.003 * products + 0.1 * looked_up) * float(np.exp(rng.normal(0, noise)))
+        found.append(Timed(whole(dense, small), us))
+    return dense, found
+
+
+def test_times_of_rankers_that_were_not_measured_are_told(build: Build) -> None:
+    """What is linear in the work is found again, through the noise of a clock."""
+    dense, found = timed(build, FITTED + 20, noise=0.03)
+
+    table = LatencyTable(dense, found[:FITTED], candidates=50)
+
+    assert np.abs(table.errors(found[FITTED:])).max() < 0.15
+    assert np.median(np.abs(table.errors(found[FITTED:]))) < 0.05
+
+
+def test_a_smaller_ranker_is_never_told_to_be_slower(build: Build) -> None:
+    """No coefficient is negative."""
+    dense, found = timed(build, FITTED, noise=0.3)
+    table = LatencyTable(dense, found, candidates=50)
+
+    sizes = dense.sizes()
+    narrower = Sizes(sizes.widths, {**sizes.hidden, "top.0": 40})
+    fewer = Sizes({**sizes.widths, "item": 0}, sizes.hidden)
+
+    assert table(narrower) <= table(sizes)
+    assert table(fewer) <= table(sizes)
+
+
+@pytest.mark.slow
+def test_rankers_are_timed_as_they_would_be_served(dataset: Dataset) -> None:
+    """The first is the dense one itself; a request has one row of the request side."""
+    config = RANKERS["dlrm"].Config(dim=8, bottom=(16,), top=(64, 32))
+    dense = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(0)).eval()
+
+    found = measure(dense, dataset, 20, Silent(), count=2)
+
+    assert found[0].sizes == dense.sizes()
+    assert found[1].sizes != dense.sizes()
+    assert all(one.us > 0 for one in found)
+
+
+def test_times_that_fit_nothing_are_refused(
+    build: Build, dataset: Dataset, exported: Bundle, tmp_path: Path
+) -> None:
+    """A budget must not be met on numbers that mean nothing."""
+    dense, found = timed(build, FITTED + 8, noise=1.5)
+    cache = tmp_path / "latency.json"
+    rows = [{"widths": t.sizes.widths, "hidden": t.sizes.hidden, "us": t.us} for t in found]
+    cache.write_text(json.dumps(rows))
+    pricing = MeasuredPricing(dense, exported, dataset, 50, cache, Silent())
+
+    with pytest.raises(CompressError, match=r"budget\.p50_us: .* other work may disturb"):
+        pricing.p50_us(dense.sizes())
