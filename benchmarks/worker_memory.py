@@ -5,7 +5,7 @@
 Each table is published in a store of its own and served by workers that have answered /recommend.
 Memory is the kernel's (smaps_rollup), the mean of the workers, less that of workers with a thousand
 items: what a process takes anyway. Shared pages (files mapped by all) are told apart from private
-ones. Item ids lie in every worker as Python texts, whatever the table: they are told apart as what
+ones. Item ids lie in every worker, packed, whatever the table: they are told apart as what
 a table of one code an item takes.
 """
 

@@ -2,7 +2,8 @@
  *
  * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
  * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
- * ways to it give equal numbers. The GIL is free while they run.
+ * ways to it give equal numbers. The GIL is free while they run, but for find_ids, which reads
+ * Python's texts.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -20,8 +21,8 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 2 /* of what the functions take, as in kernels.py: an old build must not be called */
-#define AHEAD 32 /* rows asked for before they are read: a miss takes as long as 32 hits */
+#define VERSION 3 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 
@@ -266,96 +267,139 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
 
 typedef struct {
     const char *text;
+    Py_ssize_t bytes;
     const uint32_t *ends; /* [items + 1]: id i lies from ends[i] to ends[i + 1] */
-    int32_t *slots;       /* a power of two, more than there are items: rows, or FREE */
+    Py_ssize_t items;
+    int32_t *slots; /* a power of two, more than there are items: rows, or FREE */
     uint64_t mask;
+    Py_hash_t (*hash)(const void *, Py_ssize_t);
 } Ids;
 
-/* FNV-1a, its upper half folded in: the slot is taken from the lowest bits. */
-static uint64_t hash_of(const char *text, Py_ssize_t length)
+/* A text, and the first slot that it may stand at: on its way into the cache. */
+typedef struct {
+    const char *text; /* NULL: none in UTF-8 */
+    Py_ssize_t length;
+    uint64_t slot;
+} Sought;
+
+static Sought seek(const Ids *ids, const char *text, Py_ssize_t length)
 {
-    uint64_t hash = 14695981039346656037u;
-    for (Py_ssize_t i = 0; i < length; i++)
-        hash = (hash ^ (unsigned char)text[i]) * 1099511628211u;
-    return hash ^ (hash >> 32);
+    uint64_t slot = (uint64_t)ids->hash(text, length) & ids->mask;
+    PREFETCH(ids->slots + slot);
+    return (Sought){text, length, slot};
 }
 
 /* The slot that holds a text's row, or the free one where it would stand. */
-static uint64_t slot_of(const Ids *ids, const char *text, Py_ssize_t length, uint64_t hash)
+static uint64_t slot_of(const Ids *ids, Sought sought)
 {
-    uint64_t slot = hash & ids->mask;
+    uint64_t slot = sought.slot;
     for (int32_t row; (row = ids->slots[slot]) != FREE; slot = (slot + 1) & ids->mask)
-        if (ids->ends[row + 1] - ids->ends[row] == (uint32_t)length &&
-            !memcmp(ids->text + ids->ends[row], text, (size_t)length))
+        if ((Py_ssize_t)(ids->ends[row + 1] - ids->ends[row]) == sought.length &&
+            !memcmp(ids->text + ids->ends[row], sought.text, (size_t)sought.length))
             break;
     return slot;
 }
 
-static void index_ids(const Ids *ids, Py_ssize_t items)
+/* Whether all ids lie within the text. */
+static int index_ids(const Ids *ids)
 {
-    for (Py_ssize_t row = 0; row < items; row++) {
-        const char *text = ids->text + ids->ends[row];
-        Py_ssize_t length = ids->ends[row + 1] - ids->ends[row];
-        ids->slots[slot_of(ids, text, length, hash_of(text, length))] = (int32_t)row;
+    for (Py_ssize_t row = 0; row < ids->items; row++) {
+        uint32_t start = ids->ends[row], end = ids->ends[row + 1];
+        if (start > end || end > ids->bytes)
+            return 0;
+        ids->slots[slot_of(ids, seek(ids, ids->text + start, end - start))] = (int32_t)row;
+    }
+    return 1;
+}
+
+/* Whether a Python object is a text; half a surrogate pair makes one that UTF-8 does not have. */
+static int seek_text(const Ids *ids, PyObject *wanted, Sought *sought)
+{
+    Py_ssize_t length;
+    if (!PyUnicode_Check(wanted)) {
+        PyErr_Format(PyExc_TypeError, "expected texts, got %R", wanted);
+        return 0;
+    }
+    const char *text = PyUnicode_AsUTF8AndSize(wanted, &length);
+    *sought = text ? seek(ids, text, length) : (Sought){NULL, 0, 0};
+    if (!text && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+        PyErr_Clear();
+    return !PyErr_Occurred();
+}
+
+/* Rows of the texts of a tuple; stops at an error. */
+static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
+{
+    Sought ahead[AHEAD];
+    Py_ssize_t count = PyTuple_GET_SIZE(wanted);
+    for (Py_ssize_t first = 0; first < count; first += AHEAD) {
+        Py_ssize_t some = count - first < AHEAD ? count - first : AHEAD;
+        for (Py_ssize_t i = 0; i < some; i++)
+            if (!seek_text(ids, PyTuple_GET_ITEM(wanted, first + i), &ahead[i]))
+                return;
+        for (Py_ssize_t i = 0; i < some; i++)
+            rows[first + i] = ahead[i].text ? ids->slots[slot_of(ids, ahead[i])] : FREE;
     }
 }
 
 /* ---- what Python sees ---- */
+
+/* Gives buffers back; answers None, or NULL if an error is set. */
+#define DONE_WITH(...) done_with((Py_buffer *[]){__VA_ARGS__, NULL})
+
+static PyObject *done_with(Py_buffer **lent)
+{
+    for (; *lent; lent++)
+        PyBuffer_Release(*lent);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* Whether there are as many slots as ids need: with none free, a search would never end. */
+static int make_ids(Ids *ids, const Py_buffer *text, const Py_buffer *ends, const Py_buffer *slots)
+{
+    Py_ssize_t items = ends->len / (Py_ssize_t)sizeof(uint32_t) - 1;
+    Py_ssize_t places = slots->len / (Py_ssize_t)sizeof(int32_t);
+    /* Python's own hash of bytes: keyed anew in each process, so that nobody can choose ids that
+     * all meet in one slot. */
+    *ids = (Ids){text->buf, text->len, ends->buf, items, slots->buf, (uint64_t)places - 1,
+                 PyHash_GetFuncDef()->hash};
+    if (items >= 0 && items < places && items <= INT32_MAX && !(places & (places - 1)))
+        return 1;
+    PyErr_Format(PyExc_ValueError, "expected a power of two of slots, over %zd, got %zd", items,
+                 places);
+    return 0;
+}
 
 static PyObject *py_index_ids(PyObject *self, PyObject *args)
 {
     Py_buffer text, ends, slots;
     if (!PyArg_ParseTuple(args, "y*y*w*", &text, &ends, &slots))
         return NULL;
-    Ids ids = {text.buf, ends.buf, slots.buf,
-               (uint64_t)(slots.len / (Py_ssize_t)sizeof(int32_t)) - 1};
-    Py_BEGIN_ALLOW_THREADS
-    index_ids(&ids, ends.len / (Py_ssize_t)sizeof(uint32_t) - 1);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&text);
-    PyBuffer_Release(&ends);
-    PyBuffer_Release(&slots);
-    Py_RETURN_NONE;
-}
-
-/* Rows of the texts of a list: a text that is none in UTF-8 (half a surrogate) is unknown. */
-static int find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
-{
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(wanted); i++) {
-        Py_ssize_t length;
-        PyObject *each = PyList_GET_ITEM(wanted, i);
-        if (!PyUnicode_Check(each)) {
-            PyErr_SetString(PyExc_TypeError, "expected texts");
-            return 0;
-        }
-        const char *text = PyUnicode_AsUTF8AndSize(each, &length);
-        if (text)
-            rows[i] = ids->slots[slot_of(ids, text, length, hash_of(text, length))];
-        else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
-            PyErr_Clear();
-            rows[i] = FREE;
-        } else
-            return 0;
+    Ids ids;
+    if (make_ids(&ids, &text, &ends, &slots)) {
+        int within;
+        Py_BEGIN_ALLOW_THREADS
+        within = index_ids(&ids);
+        Py_END_ALLOW_THREADS
+        if (!within)
+            PyErr_SetString(PyExc_ValueError, "expected ids within their text");
     }
-    return 1;
+    return DONE_WITH(&text, &ends, &slots);
 }
 
 static PyObject *py_find_ids(PyObject *self, PyObject *args)
 {
     Py_buffer text, ends, slots, rows;
     PyObject *wanted;
-    if (!PyArg_ParseTuple(args, "O!y*y*y*w*", &PyList_Type, &wanted, &text, &ends, &slots, &rows))
+    /* A tuple: unlike a list it cannot grow meanwhile. */
+    if (!PyArg_ParseTuple(args, "O!y*y*y*w*", &PyTuple_Type, &wanted, &text, &ends, &slots, &rows))
         return NULL;
-    Ids ids = {text.buf, ends.buf, slots.buf,
-               (uint64_t)(slots.len / (Py_ssize_t)sizeof(int32_t)) - 1};
-    int found = find_ids(&ids, wanted, rows.buf);
-    PyBuffer_Release(&text);
-    PyBuffer_Release(&ends);
-    PyBuffer_Release(&slots);
-    PyBuffer_Release(&rows);
-    if (!found)
-        return NULL;
-    Py_RETURN_NONE;
+    Ids ids;
+    if (rows.len / (Py_ssize_t)sizeof(int64_t) != PyTuple_GET_SIZE(wanted))
+        PyErr_SetString(PyExc_ValueError, "expected a row for each text");
+    else if (make_ids(&ids, &text, &ends, &slots))
+        find_ids(&ids, wanted, rows.buf);
+    return DONE_WITH(&text, &ends, &slots, &rows);
 }
 
 static PyObject *py_best_of(PyObject *self, PyObject *args)
@@ -367,10 +411,7 @@ static PyObject *py_best_of(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     best_of(scores.buf, scores.len / (Py_ssize_t)sizeof(float), &heap);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&scores);
-    PyBuffer_Release(&best);
-    PyBuffer_Release(&rows);
-    Py_RETURN_NONE;
+    return DONE_WITH(&scores, &best, &rows);
 }
 
 static PyObject *py_taken(PyObject *self, PyObject *args)
@@ -384,11 +425,7 @@ static PyObject *py_taken(PyObject *self, PyObject *args)
     taken(codes.buf, width, books, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), tables.buf,
           words, found.buf);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&rows);
-    PyBuffer_Release(&tables);
-    PyBuffer_Release(&found);
-    Py_RETURN_NONE;
+    return DONE_WITH(&codes, &rows, &tables, &found);
 }
 
 static PyObject *py_scanned(PyObject *self, PyObject *args)
@@ -402,11 +439,7 @@ static PyObject *py_scanned(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     scanned(codes.buf, width, books, codes.len / (width * books), tables.buf, words, &heap);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&tables);
-    PyBuffer_Release(&best);
-    PyBuffer_Release(&rows);
-    Py_RETURN_NONE;
+    return DONE_WITH(&codes, &tables, &best, &rows);
 }
 
 static PyObject *py_taken_from_blocks(PyObject *self, PyObject *args)
@@ -419,11 +452,7 @@ static PyObject *py_taken_from_blocks(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     taken_from_blocks(&blocks, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), found.buf);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&rows);
-    PyBuffer_Release(&tables);
-    PyBuffer_Release(&found);
-    Py_RETURN_NONE;
+    return DONE_WITH(&codes, &rows, &tables, &found);
 }
 
 static PyObject *py_scanned_blocks(PyObject *self, PyObject *args)
@@ -440,12 +469,7 @@ static PyObject *py_scanned_blocks(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     scanned_blocks(&blocks, entries.buf, ceiling, step, items, shuffle, &heap);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&tables);
-    PyBuffer_Release(&entries);
-    PyBuffer_Release(&best);
-    PyBuffer_Release(&rows);
-    Py_RETURN_NONE;
+    return DONE_WITH(&codes, &tables, &entries, &best, &rows);
 }
 
 static PyObject *py_shuffles(PyObject *self, PyObject *unused)

@@ -6,7 +6,8 @@ fresh items it is another one, which shares all the rest.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,27 @@ from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
 from service.item_ids import PACKED, UNKNOWN, ItemIds
 from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
-from service.kernels import out_of_blocks
+from service.kernels import Blocks, in_blocks, out_of_blocks
+
+
+class _Form(NamedTuple):
+    """What an array in a cache must be."""
+
+    axes: int
+    dtypes: frozenset[str]
+
 
 _NEIGHBOURS: Final = ("offsets", "items", "weights")
-_DTYPES: Final = frozenset({"|u1", "<u2", "<i4", "<f2", "<f4"})
+ARRAYS: Final[Mapping[str, _Form]] = MappingProxyType(
+    {
+        "codes": _Form(2, frozenset({"|u1", "<u2"})),
+        "blocks": _Form(3, frozenset({"|u1"})),
+        "codebooks": _Form(3, frozenset({"<f4"})),
+        "offsets": _Form(1, frozenset({"<i4"})),
+        "items": _Form(1, frozenset({"<i4"})),
+        "weights": _Form(1, frozenset({"<f2", "<f4"})),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +103,16 @@ class Catalogue:
         return cls._of(ItemIds.of(table.ids), table.vectors, table.neighbours)
 
     @classmethod
-    def _of(cls, ids: ItemIds, vectors: ItemVectors | None, neighbours: Neighbours | None) -> Self:
+    def _of(
+        cls,
+        ids: ItemIds,
+        vectors: ItemVectors | None,
+        neighbours: Neighbours | None,
+        blocks: Blocks | None = None,
+    ) -> Self:
         base = Base(
             ids=ids,
-            vectors=None if vectors is None else fastest(vectors),
+            vectors=None if vectors is None else fastest(vectors, blocks),
             mean=np.zeros(1, np.float32) if vectors is None else vectors.mean(),
             neighbours=neighbours,
             form=FreshForm(vectors),
@@ -142,8 +166,9 @@ class Catalogue:
             arrays = dict(_array(name, blob) for name, blob in blobs.items() if name not in PACKED)
             if spec is None or len(ids) != spec.items:
                 return None
-            return cls._of(ids, _vectors(arrays, spec, bundle), _neighbours(arrays, spec))
-        except (KeyError, TypeError, ValueError):
+            vectors, blocks = _vectors(arrays, spec, bundle)
+            return cls._of(ids, vectors, _neighbours(arrays, spec), blocks)
+        except (LookupError, OverflowError, TypeError, ValueError):
             return None
 
     # -- asked
@@ -206,36 +231,46 @@ class Catalogue:
 
 
 def _array(name: str, blob: Blob) -> tuple[str, NDArray[Any]]:
-    part, dtype, shape = name.split(":")
-    if dtype not in _DTYPES:
+    part, dtype, spelt = name.split(":")
+    form, shape = ARRAYS[part], [int(axis) for axis in spelt.split("x")]
+    if dtype not in form.dtypes or len(shape) != form.axes:
         raise ValueError(f"{name}: no array of ours")
-    return part, np.frombuffer(blob, dtype).reshape([int(axis) for axis in shape.split("x")])
+    return part, np.frombuffer(blob, dtype).reshape(shape)
 
 
 def _vectors(
     arrays: Mapping[str, NDArray[Any]], spec: SessionSpec, bundle: Bundle
-) -> ItemVectors | None:
-    """Item vectors: codes from the cache, other forms from the bundle.
+) -> tuple[ItemVectors | None, Blocks | None]:
+    """Item vectors, codes from the cache and other forms from the bundle; and the codes in blocks.
 
     Raises:
         KeyError, ValueError: the cache's do not fit.
     """
     if spec.vectors is None:
-        return None
+        return None, None
     coded = spec.vectors
     if not (isinstance(coded, CodedVectors) and isinstance(coded.codes, StoredCodes)):
-        return load_vectors(coded, spec.items, bundle.path)
+        return load_vectors(coded, spec.items, bundle.path), None
     codebooks = arrays["codebooks"]
     books, size, _ = codebooks.shape
-    if "blocks" in arrays:
-        codes: NDArray[Any] = out_of_blocks(arrays["blocks"], np.arange(spec.items), books)
-    else:
-        codes = arrays["codes"]
+    blocks = arrays.get("blocks")
+    codes = arrays["codes"] if blocks is None else _unblocked(blocks, spec.items, books)
     table = CodedTable(codes, codebooks, coded.composition == "concatenate")
     # Codes are not checked when they are looked up.
     if codes.shape != (spec.items, books) or int(codes.max()) >= size or table.dim != spec.dim:
         raise ValueError(f"codes {codes.shape} of codebooks {codebooks.shape}")
-    return table
+    if not np.isfinite(codebooks).all():
+        raise ValueError("codewords that are no numbers")
+    return table, blocks
+
+
+def _unblocked(blocks: Blocks, items: int, books: int) -> NDArray[np.uint8]:
+    """(N, M) codes of blocks that are what `in_blocks` makes of them."""
+    codes = out_of_blocks(blocks, np.arange(items), books)
+    # What fills blocks up is looked up as well.
+    if not np.array_equal(in_blocks(codes), blocks):
+        raise ValueError(f"blocks {blocks.shape} of {items} items with {books} codes")
+    return codes
 
 
 def _neighbours(arrays: Mapping[str, NDArray[Any]], spec: SessionSpec) -> Neighbours | None:

@@ -24,6 +24,7 @@ from service.candidates import (
 )
 from service.errors import Fault, InvalidRequest, TooManyCandidates, Warned
 from service.features import FeaturePlan, Tensors, refused
+from service.item_ids import Chosen
 from service.item_table import ItemTable
 from service.ranking import (
     RECOMMENDED,
@@ -115,14 +116,13 @@ class ClickRanking(Ranking):
                 f"this ranker scores items one by one: its catalogue holds {len(self.table)}, "
                 f"limit {limits.candidates}; send a short list of candidates to /rank"
             )
-        excluded = {*read_excluded(request.exclude, limits)}
-        ids = [item for item in self.table.ids if item not in excluded]
+        excluded = self.table.rows(read_excluded(request.exclude, limits))
+        rows = np.delete(np.arange(len(self.table)), excluded[excluded >= 0])
         warnings = self._unused(request, limits)
-        rows = self.table.rows(ids)
-        feeds = self._candidate_side(Candidates(ids, {}, {}, ""), rows, [])
+        feeds = self.table.gather(rows, self._plan.defaults)
         feeds |= self._plan.request(request.user or NO_FEATURES, request.context or NO_FEATURES)
         return ClickPrepared(
-            ids=ids,
+            ids=Chosen(self.table.ids, rows),
             cold=frozenset(),
             excluded=[],
             warnings=warnings + self._undeclared(request, {}),

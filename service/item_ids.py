@@ -1,6 +1,7 @@
 """Item ids in this process: by row, and rows by id."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, Self
 
@@ -15,6 +16,7 @@ UNKNOWN: Final = -1
 _TEXT: Final = "ids"
 _ENDS: Final = "id_ends"
 PACKED: Final = frozenset({_TEXT, _ENDS})  # the names of what `pack` makes
+MOST_BYTES: Final = np.iinfo(np.uint32).max
 
 
 class ItemIds:
@@ -38,12 +40,12 @@ class ItemIds:
         """From a list.
 
         Raises:
-            ValueError: they take over 4 GiB.
+            ValueError: they take over 4 GiB, or one has half a surrogate pair.
         """
         texts = [item.encode() for item in ids]
         ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        if ends[-1] > np.iinfo(np.uint32).max:
-            raise ValueError(f"the ids take {ends[-1]} bytes; expected less than 4 GiB")
+        if ends[-1] > MOST_BYTES:
+            raise ValueError(f"the ids take {ends[-1]} bytes; expected up to {MOST_BYTES}")
         return cls(b"".join(texts), ends.astype(np.uint32))
 
     def pack(self) -> dict[str, Blob]:
@@ -60,12 +62,19 @@ class ItemIds:
         text, ends = blobs[_TEXT], np.frombuffer(blobs[_ENDS], np.uint32)
         if not len(ends) or ends[0] or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
             raise ValueError("these are no ids")
+        # The whole is UTF-8, and none begins within a character: so each is UTF-8.
+        str(text, "utf-8")
+        first = np.frombuffer(text, np.uint8)[ends[ends < len(text)]]
+        if (first & 0xC0 == 0x80).any():  # noqa: PLR2004  10xxxxxx goes on with a character
+            raise ValueError("an id begins within a character")
         return cls(text, ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, row: int) -> str:
+        if row < 0:  # such as `UNKNOWN`: nothing is meant from the end
+            raise IndexError(f"expected a row from 0 to {len(self) - 1}, got {row}")
         return str(self._text[self._ends[row] : self._ends[row + 1]], "utf-8")
 
     def __iter__(self) -> Iterator[str]:
@@ -75,7 +84,23 @@ class ItemIds:
         return bool(self.rows([item])[0] != UNKNOWN)
 
     def rows(self, ids: Sequence[str]) -> Rows:
-        """(n,) rows of ids, -1 for those that are not there."""
+        """(n,) rows of ids, -1 for those that are not there; raises TypeError if one is no text."""
         if self._slots is None:
+            if strange := [kind for kind in {*map(type, ids)} if not issubclass(kind, str)]:
+                raise TypeError(f"expected texts, got {strange[0].__name__}")
             return np.fromiter(map(self._row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
         return kernels.find_ids(ids, self._text, self._ends, self._slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The ids of some rows. One is decoded when it is asked for: most never are."""
+
+    ids: ItemIds
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> str:
+        return self.ids[int(self.rows[place])]

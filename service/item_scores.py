@@ -129,9 +129,10 @@ class Shuffles:
     words: CodedTable
 
     @classmethod
-    def of(cls, table: CodedTable) -> Self:
-        """A table with up to 16 codewords a codebook."""
-        return cls(kernels.in_blocks(table.codes), len(table), table.without_items())
+    def of(cls, table: CodedTable, blocks: kernels.Blocks | None = None) -> Self:
+        """A table with up to 16 codewords a codebook; its codes in blocks, where they lie so."""
+        laid = kernels.in_blocks(table.codes) if blocks is None else blocks
+        return cls(laid, len(table), table.without_items())
 
     @property
     def nbytes(self) -> int:
@@ -165,14 +166,14 @@ class Shuffles:
         return np.concatenate([tables, np.zeros_like(tables[:1])]) if len(tables) % 2 else tables
 
 
-def fastest(table: ItemVectors) -> ItemScores:
-    """The fastest way to score with a table."""
+def fastest(table: ItemVectors, blocks: kernels.Blocks | None = None) -> ItemScores:
+    """The fastest way to score with a table; ``blocks``: its codes, where they lie so already."""
     if not isinstance(table, CodedTable):
         return Products(table)
     books, size, _ = table.codebooks.shape
     # Without compiled loops numpy would take the blocks apart in every request.
     if size <= kernels.HALF_BYTE and books <= kernels.MOST_BOOKS and kernels.COMPILED:
-        return Shuffles.of(table)
+        return Shuffles.of(table, blocks)
     # The kernels take C order; and what came over the network may lie anywhere.
     codes = np.require(table.codes, requirements=["C_CONTIGUOUS", "ALIGNED"])
     return LookUps(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 2  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 3  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -66,6 +66,11 @@ def _check(tables: Floats, books: int, rows: Rows | None = None) -> None:
 def _check_codes(codes: Codes) -> None:
     if codes.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise TypeError(f"expected codes of uint8 or uint16, got {codes.dtype}")
+
+
+def _check_ends(ends: NDArray[np.uint32]) -> None:
+    if ends.dtype != np.uint32:
+        raise TypeError(f"expected ends of uint32, got {ends.dtype}")
 
 
 def best_of(scores: Floats, count: int) -> Heap:
@@ -207,7 +212,11 @@ def index_ids(text: Blob, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
     Args:
         text: all ids in UTF-8, one after the other, each once.
         ends: (N + 1,) id i lies from ``ends[i]`` to ``ends[i + 1]``.
+
+    Raises:
+        ValueError: an id lies outside of the text.
     """
+    _check_ends(ends)
     # At least half of the slots stay free, so that few ids are looked at.
     slots = np.full(1 << (2 * (len(ends) - 1)).bit_length(), -1, np.int32)
     _kernels.index_ids(text, ends, slots)
@@ -217,8 +226,11 @@ def index_ids(text: Blob, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
 def find_ids(
     wanted: Sequence[str], text: Blob, ends: NDArray[np.uint32], slots: NDArray[np.int32]
 ) -> Rows:
-    """(n,) rows of ids, -1 for those that are not there."""
-    rows = np.empty(len(wanted), np.int64)
-    listed = wanted if isinstance(wanted, list) else [*wanted]
-    _kernels.find_ids(listed, text, ends, slots, rows)
+    """(n,) rows of ids, -1 for those that are not there; slots are those of `index_ids`."""
+    _check_ends(ends)
+    if slots.dtype != np.int32:
+        raise TypeError(f"expected slots of int32, got {slots.dtype}")
+    texts = tuple(wanted)
+    rows = np.empty(len(texts), np.int64)
+    _kernels.find_ids(texts, text, ends, slots, rows)
     return rows

@@ -6,7 +6,7 @@ What all kinds of rankers share is here; `click_ranking` and `session_ranking` a
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,14 @@ Explained = dict[str, dict[str, Any]]  # feature → its value and where it came
 RECOMMENDED: Final = 50  # items of /recommend, where the request does not say
 
 
+class Ids(Protocol):
+    """Ids by place: a list, or what makes them up when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A request, ready to score.
@@ -34,7 +42,7 @@ class Prepared:
         method: how items were found, where the request did not bring them.
     """
 
-    ids: list[str]
+    ids: Ids
     cold: frozenset[int]
     excluded: list[dict[str, Any]]
     warnings: list[Warned]

@@ -2,12 +2,15 @@
 
 Keys, ``<hex>`` being the bundle's digest (the braces keep a bundle's keys on one cluster node):
 
-    slimrank:{<hex>}:manifest     JSON: blob → bytes, sha256, chunks. Written last
-    slimrank:{<hex>}:<blob>:<i>   chunk i of a blob, up to 1 MiB
-    slimrank:{<hex>}:fresh        hash: id of a fresh item → its place in the journal, its record
-    slimrank:active               hash: model → version activated last
-    slimrank:epoch                counter of changes: the pointer that watchers compare
-    slimrank:activated            channel: a hint to look at the epoch now
+    slimrank:{<hex>}:2:manifest     JSON: blob → bytes, sha256, chunks. Written last
+    slimrank:{<hex>}:2:<blob>:<i>   chunk i of a blob, up to 1 MiB
+    slimrank:{<hex>}:fresh          hash: id of a fresh item → its place in the journal, its record
+    slimrank:active                 hash: model → version activated last
+    slimrank:epoch                  counter of changes: the pointer that watchers compare
+    slimrank:activated              channel: a hint to look at the epoch now
+
+The 2 is `FORMAT`, of what tables are packed into: while replicas are replaced by those of another
+Slimrank, each kind finds its own tables, and they do not overwrite each other's.
 """
 
 import asyncio
@@ -30,7 +33,7 @@ CHUNK_BYTES: Final = 1 << 20
 CHUNKS_A_READ: Final = 8
 FRESH: Final = "fresh"
 FRESH_A_READ: Final = 500
-FORMAT: Final = 1
+FORMAT: Final = 2
 ACTIVE: Final = "slimrank:active"
 EPOCH: Final = "slimrank:epoch"
 CHANNEL: Final = "slimrank:activated"
@@ -44,13 +47,6 @@ class Part(msgspec.Struct, frozen=True):
     bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str
     chunks: int
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What lies under a digest: blob → part."""
-
-    format: int
-    blobs: dict[str, Part]
 
 
 class RedisCache:
@@ -76,7 +72,7 @@ class RedisCache:
     async def get(self, digest: str) -> Blobs | None:
         """The blobs put under a digest, None if they are not there, whole and undamaged."""
         with self._failures():
-            manifest = _manifest(await self._client.get(_key(digest, "manifest")))
+            manifest = _manifest(await self._client.get(_table_key(digest, "manifest")))
             if manifest is None:
                 return None
             blobs: dict[str, bytes] = {}
@@ -93,7 +89,7 @@ class RedisCache:
         chunks: list[Any] = []
         for start in range(0, part.chunks, CHUNKS_A_READ):
             numbers = range(start, min(start + CHUNKS_A_READ, part.chunks))
-            chunks += await self._client.mget([_key(digest, f"{name}:{i}") for i in numbers])
+            chunks += await self._client.mget([_table_key(digest, f"{name}:{i}") for i in numbers])
             # At the first gap: what a manifest claims may be without end.
             if None in chunks[start:]:
                 return None
@@ -103,16 +99,16 @@ class RedisCache:
 
     async def _touch(self, digest: str, manifest: Mapping[str, Part]) -> None:
         pipe = self._client.pipeline(transaction=False)
-        pipe.expire(_key(digest, "manifest"), self._options.ttl_s)
+        pipe.expire(_table_key(digest, "manifest"), self._options.ttl_s)
         for name, part in manifest.items():
             for i in range(part.chunks):
-                pipe.expire(_key(digest, f"{name}:{i}"), self._options.ttl_s)
+                pipe.expire(_table_key(digest, f"{name}:{i}"), self._options.ttl_s)
         await pipe.execute()
 
     async def has(self, digest: str) -> bool:
         """Whether there is a manifest that makes sense under a digest."""
         with self._failures():
-            return _manifest(await self._client.get(_key(digest, "manifest"))) is not None
+            return _manifest(await self._client.get(_table_key(digest, "manifest"))) is not None
 
     async def put(self, digest: str, blobs: Blobs) -> None:
         """Keep blobs under a digest."""
@@ -123,12 +119,12 @@ class RedisCache:
                 for i, start in enumerate(range(0, len(view), CHUNK_BYTES)):
                     chunk = bytes(view[start : start + CHUNK_BYTES])
                     await self._client.set(
-                        _key(digest, f"{name}:{i}"), chunk, ex=self._options.ttl_s
+                        _table_key(digest, f"{name}:{i}"), chunk, ex=self._options.ttl_s
                     )
                 chunks = _chunks(len(view))
                 manifest[name] = Part(len(view), sha256(view).hexdigest(), chunks)
-            body = msgspec.json.encode(Manifest(FORMAT, manifest))
-            await self._client.set(_key(digest, "manifest"), body, ex=self._options.ttl_s)
+            body = msgspec.json.encode(manifest)
+            await self._client.set(_table_key(digest, "manifest"), body, ex=self._options.ttl_s)
 
     async def fresh(self, digest: str) -> Mapping[str, bytes]:
         """The records of fresh items put under a digest, by id."""
@@ -213,17 +209,19 @@ def _key(digest: str, part: str) -> str:
     return f"slimrank:{{{digest.removeprefix('sha256:')}}}:{part}"
 
 
+def _table_key(digest: str, part: str) -> str:
+    return _key(digest, f"{FORMAT}:{part}")
+
+
 def _manifest(raw: bytes | str | None) -> dict[str, Part] | None:
     """The parts that a manifest names; None if there is none or it makes no sense."""
     if raw is None:
         return None
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        parts = msgspec.json.decode(raw, type=dict[str, Part])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    parts = manifest.blobs
-    sound = all(part.chunks == _chunks(part.bytes) for part in parts.values())
-    return parts if manifest.format == FORMAT and sound else None
+    return parts if all(part.chunks == _chunks(part.bytes) for part in parts.values()) else None
 
 
 def _chunks(size: int) -> int:

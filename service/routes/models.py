@@ -100,7 +100,12 @@ class Models(BaseModel):
 
 
 def _text(given: Any) -> Any:
-    """7 and 7.0 are "7", as in ids; true is no number."""
+    """7 and 7.0 are "7", as in ids; true is no number. Half a surrogate pair is no character."""
+    if isinstance(given, str):
+        try:
+            given.encode()
+        except UnicodeEncodeError:  # JSON can spell it, and pydantic lets it through
+            raise ValueError("expected Unicode, got half a surrogate pair") from None
     return text_of(given) if type(given) in {int, float} else given
 
 

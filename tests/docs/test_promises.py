@@ -11,6 +11,9 @@ from compress.data import SOURCES
 from compress.methods import METHODS
 from compress.rankers import RANKERS
 from service.caches import CACHES
+from service.caches.redis import FORMAT
+from service.catalogue import ARRAYS
+from service.item_ids import PACKED
 from service.metrics import Metrics
 from service.problems import CODES
 from service.settings import PREFIX, Settings
@@ -67,6 +70,12 @@ def test_each_metric_is_in_the_operations_guide() -> None:
     shown = [f"{f.name}_total" if f.type == "counter" else f.name for f in families]
 
     assert _missing(shown, "docs/operations.md") == []
+
+
+def test_each_part_of_a_cached_table_is_in_the_operations_guide() -> None:
+    """An operator who looks into Redis finds what lies there, under which key."""
+    assert _missing(PACKED | ARRAYS.keys(), "docs/operations.md") == []
+    assert f"slimrank:{{<hex>}}:{FORMAT}:" in (ROOT / "docs/operations.md").read_text()
 
 
 def test_each_error_code_is_documented() -> None:

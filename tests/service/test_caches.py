@@ -11,8 +11,9 @@ import pytest
 
 from model_store.store import Store
 from service.caches import CACHES, CacheOptions, TableCache, UnknownCache, open_cache
+from service.caches import redis as redis_cache
 from service.caches.memory import KEPT
-from service.caches.redis import CHUNK_BYTES
+from service.caches.redis import CHUNK_BYTES, FORMAT
 from service.errors import CacheUnavailable
 from tests.service.conftest import Serve, until
 from tests.service.sessions import FORMS, World
@@ -133,10 +134,10 @@ async def test_memory_keeps_the_last_few_bundles() -> None:
         assert await cache.fresh("sha256:1") == {"a": b"1"}
 
 
-@pytest.mark.parametrize("harm", ["chunk", "manifest", "format", "lost"])
+@pytest.mark.parametrize("harm", ["chunk", "manifest", "lost"])
 async def test_a_damaged_table_in_redis_is_a_miss(empty_redis: Any, harm: str) -> None:
     """Sizes and sha256 are checked: what does not fit is loaded from the bundle again."""
-    key = f"slimrank:{{{'1' * 64}}}"
+    key = f"slimrank:{{{'1' * 64}}}:{FORMAT}"
     async with opened(empty_redis.url) as cache:
         await cache.put(ONE, {"a": b"x" * (CHUNK_BYTES + 1)})
         with empty_redis.client() as client:
@@ -147,13 +148,36 @@ async def test_a_damaged_table_in_redis_is_a_miss(empty_redis: Any, harm: str) -
                     client.delete(f"{key}:a:0")
                 case "manifest":
                     client.set(f"{key}:manifest", b"{")
-                case "format":
-                    client.set(f"{key}:manifest", b'{"format": 99, "blobs": {}}')
 
         assert await cache.get(ONE) is None
 
 
+async def test_tables_of_another_format_live_beside_ours_in_redis(
+    empty_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and new replicas find their own while one is replaced by the other, and share additions.
+
+    Format 1 had ids as JSON.
+    """
+    async with opened(empty_redis.url) as cache:
+        with monkeypatch.context() as before:
+            before.setattr(redis_cache, "FORMAT", 1)
+            await cache.put(ONE, {"ids": b"[]"})
+            await cache.put_fresh(ONE, {"a": b"1"})
+        missing = await cache.get(ONE)
+        await cache.put(ONE, {"ids": b"", "id_ends": b""})
+        with monkeypatch.context() as before:
+            before.setattr(redis_cache, "FORMAT", 1)
+            old = await cache.get(ONE)
+
+        assert missing is None
+        assert old == {"ids": b"[]"}
+        assert await cache.get(ONE) == {"ids": b"", "id_ends": b""}
+        assert await cache.fresh(ONE) == {"a": b"1"}
+
+
 PART = {"bytes": 1, "sha256": "0" * 64, "chunks": 1}
+MANIFEST = f"slimrank:{{{'1' * 64}}}:{FORMAT}:manifest"
 
 
 @pytest.mark.parametrize(
@@ -176,8 +200,7 @@ async def test_a_manifest_in_redis_that_makes_no_sense_is_a_miss(
     """It is as if nothing were there, so that somebody puts the table anew."""
     async with opened(empty_redis.url) as cache:
         with empty_redis.client() as client:
-            body = json.dumps({"format": 1, "blobs": blobs})
-            client.set(f"slimrank:{{{'1' * 64}}}:manifest", body)
+            client.set(MANIFEST, json.dumps(blobs))
 
         assert await cache.get(ONE) is None
         assert not await cache.has(ONE)
@@ -188,8 +211,7 @@ async def test_a_table_in_redis_is_read_up_to_its_first_gap(empty_redis: Any) ->
     part = {**PART, "bytes": CHUNK_BYTES * 10**12, "chunks": 10**12}
     async with opened(empty_redis.url) as cache, asyncio.timeout(10):
         with empty_redis.client() as client:
-            body = json.dumps({"format": 1, "blobs": {"a": part}})
-            client.set(f"slimrank:{{{'1' * 64}}}:manifest", body)
+            client.set(MANIFEST, json.dumps({"a": part}))
 
         assert await cache.get(ONE) is None
 
@@ -287,10 +309,10 @@ async def test_the_service_replaces_a_manifest_that_makes_no_sense(
 ) -> None:
     """It starts, activates, and leaves tables that the next one finds."""
     digests = [store.open(f"{model}@{version}").bundle.digest[7:] for version in ("1", "2")]
-    keys = [f"slimrank:{{{digest}}}:manifest" for digest in digests]
+    keys = [f"slimrank:{{{digest}}}:{FORMAT}:manifest" for digest in digests]
     with empty_redis.client() as redis:
         for key in keys:
-            redis.set(key, b'{"format": 1, "blobs": {"ids": 3}}')
+            redis.set(key, b'{"ids": 3}')
         async with serve(cache=empty_redis.url, models=(model,)) as client:
             activated = await client.post(f"/models/{model}/activate", json={"version": "2"})
 

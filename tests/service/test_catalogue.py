@@ -13,6 +13,7 @@ from service.catalogue import Catalogue
 from service.errors import BundleRejected
 from service.fresh import Fresh, Placed, Record
 from service.item_ids import ItemIds
+from service.item_scores import Shuffles
 from service.session_ranking import make_ranking
 from tests.service.sessions import DIM, FORMS, IDS, ITEMS, World
 
@@ -90,9 +91,20 @@ Harm = Callable[[dict[str, Blob]], object]
         lambda blobs: blobs.update({"offsets:<i4:41": bytes(164)}),
         lambda blobs: blobs.update({"items:<i4:77": b"\xff" * 308}),
         lambda blobs: blobs.update({"strange": b""}),
+        lambda blobs: blobs.update({"strange:|u1:0": b""}),
+        lambda blobs: blobs.update({"codes:<i4:40x2": bytes(320)}),
+        lambda blobs: blobs.update({"codes:|u1:" + "9" * 30: b""}),
+        lambda blobs: blobs.update({"codebooks:<f4:2x256x4": b"\xff" * 8192}),
+        lambda blobs: blobs.update({"codebooks:<i4:2x256x4": bytes(8192)}),
+        lambda blobs: blobs.update({"offsets:<i4:41x1": blobs["offsets:<i4:41"]}),
+        lambda blobs: blobs.update({"offsets:<f4:41": blobs["offsets:<i4:41"]}),
+        lambda blobs: blobs.update({"weights:<i4:77": np.ones(77, "<i4").tobytes()}),
     ],
     ids=["no ids", "other ids", "fewer ids", "no codes", "short", "another shape", "objects",
-         "out of range", "other codebooks", "no rows", "no neighbours", "a stranger"],
+         "out of range", "other codebooks", "no rows", "no neighbours", "a stranger",
+         "a stranger's array", "codes of a type of their own", "beyond all sizes",
+         "codewords that are no numbers", "whole codewords", "rows in two axes", "broken rows",
+         "whole weights"],
 )  # fmt: skip
 def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
     """Codes are looked up unchecked, so what comes from a cache is checked as a bundle is."""
@@ -127,13 +139,58 @@ def test_ids_alone_may_be_all(tmp_path: Path) -> None:
     assert found.nbytes == 0
 
 
-def test_codes_in_blocks_are_checked_as_well(tmp_path: Path) -> None:
-    """A half byte may name a codeword that there is not."""
+@pytest.mark.parametrize(
+    ("name", "blob"),
+    [
+        ("blocks:|u1:2x2x32", b"\x22" * 128),
+        ("blocks:|u1:2x2x32", b"\x10" * 128),
+        ("blocks:|u1:2x2x32", bytes(127) + b"\x01"),
+        ("blocks:|u1:1x2x32", bytes(64)),
+        ("blocks:|u1:2x1x32", bytes(64)),
+        ("blocks:|u1:3x2x32", bytes(192)),
+        ("blocks:|u1:4x2x16", bytes(128)),
+        ("blocks:|u1:2x64", bytes(128)),
+        ("blocks:<i4:2x2x32", bytes(512)),
+        ("blocks:<f4:2x2x32", bytes(512)),
+    ],
+    ids=["no such codeword", "a book too many", "an item too many", "too few", "books too few",
+         "too many", "of 16 items", "two axes", "whole numbers", "broken numbers"],
+)  # fmt: skip
+def test_codes_in_blocks_are_checked_as_well(name: str, blob: bytes, tmp_path: Path) -> None:
+    """They are looked up unchecked, with what fills them up."""
     bundle = bundle_of("1 bit", tmp_path)
     blobs = Catalogue.read(bundle).pack()
-    blobs["blocks:|u1:2x2x32"] = b"\x22" * 128
+    fitting = {**blobs}
+    blobs.pop("blocks:|u1:2x2x32")
+    blobs[name] = blob
 
+    assert Catalogue.unpack(fitting, bundle) is not None
     assert Catalogue.unpack(blobs, bundle) is None
+
+
+@pytest.mark.parametrize("form", ["radix", "dense"])
+def test_codes_that_nobody_packs_are_not_taken(form: str, tmp_path: Path) -> None:
+    """Those that follow from the row, or that a form does not have, whatever a cache says."""
+    bundle = bundle_of(form, tmp_path)
+    read = Catalogue.read(bundle)
+    found = Catalogue.unpack({**read.pack(), "blocks:|u1:2x1x32": b"\xff" * 64}, bundle)
+
+    assert found is not None
+    np.testing.assert_array_equal(found.scores(QUERY, ROWS), read.scores(QUERY, ROWS))
+
+
+@pytest.mark.parametrize("form", ["4 bits", "8 bits"])
+def test_what_is_cached_in_this_process_is_kept_once(form: str, tmp_path: Path) -> None:
+    """A table that is unpacked looks up in the blobs themselves: no copy lies beside them."""
+    bundle = bundle_of(form, tmp_path)
+    packed = Catalogue.read(bundle).pack()
+    found = Catalogue.unpack(packed, bundle)
+    assert found is not None
+    vectors = found.base.vectors
+    held = vectors.blocks if isinstance(vectors, Shuffles) else vectors.table.codes  # type: ignore[union-attr]
+    cached = next(packed[name] for name in packed if name.startswith(("codes:", "blocks:")))
+
+    assert np.shares_memory(held, np.frombuffer(cached, np.uint8))
 
 
 # Fresh items

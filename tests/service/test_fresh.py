@@ -272,6 +272,28 @@ async def test_items_that_cannot_be_placed_are_refused(
         assert not known
 
 
+@pytest.mark.parametrize(
+    ("item", "pointer"),
+    [
+        ({"id": "\ud800", "seen_with": ["i1"]}, "/items/0/id"),
+        ({"id": "\udfff" * 300, "seen_with": ["i1"]}, "/items/0/id"),
+        ({"id": "a", "seen_with": ["i1", "a\udc00"]}, "/items/0/seen_with/1"),
+    ],
+    ids=["id", "long id", "seen with"],
+)
+async def test_half_a_character_is_refused(
+    serve: Serve, world: World, item: dict[str, Any], pointer: str
+) -> None:
+    """JSON can spell half a surrogate pair; the journal, the cache and replies cannot."""
+    headers, body = {"Content-Type": "application/json"}, json.dumps({"items": [item]})
+    async with serve(models=SESSION) as client:
+        reply = await client.post("/models/session/items", content=body, headers=headers)
+
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_request")
+    assert reply.json()["errors"][0]["pointer"] == pointer
+    assert "half a surrogate pair" in reply.json()["detail"]
+
+
 async def test_all_faults_are_told(serve: Serve, world: World) -> None:
     """Not only the first: each with its place."""
     async with serve(models=SESSION) as client:

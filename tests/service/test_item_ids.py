@@ -1,5 +1,6 @@
 """Ids and rows, packed and as Python holds them."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service import kernels
-from service.item_ids import ItemIds
+from service.item_ids import Chosen, ItemIds
 
 ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -55,6 +56,26 @@ def test_many_ids_of_one_beginning_are_told_apart(compiled: bool) -> None:
     assert held[12_345] == "product-0012345"
 
 
+# Of each pair either half leads FNV-1a, a hash without a key, to the same lower 48 bits.
+PAIRS = {
+    "clckcukk": "bqeasp4u", "ohvsfc1q": "k2szzipl", "hnea1v2r": "wecc1kov", "m4chamqo": "m1jh2q5h",
+    "gwjbu0wg": "nxxzdfj3", "sbf1oock": "dy0naesx", "sjqs1z2y": "i1fahm5j", "55f5m0hr": "00zfqrir",
+    "nn1r5dpj": "rq2epmpm", "fyp5lbyf": "hj4fzslh",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="Python's dictionary has the same key")
+def test_nobody_can_choose_ids_that_meet_in_one_slot() -> None:
+    """Else each look-up would pass by all of them: 1024 ids took a million steps."""
+    ids = ItemIds.of(["".join(chosen) for chosen in itertools.product(*PAIRS.items())])
+    assert ids._slots is not None
+    taken = itertools.groupby((ids._slots >= 0).tolist())
+    runs = [len([*run]) for is_taken, run in taken if is_taken]
+
+    assert sum(runs) == 1024
+    assert max(runs) < 100
+
+
 @ways
 def test_half_a_character_is_no_id(compiled: bool) -> None:
     """A lone surrogate, which JSON can spell and UTF-8 cannot."""
@@ -62,6 +83,26 @@ def test_half_a_character_is_no_id(compiled: bool) -> None:
         held = ItemIds.of(["a", "b"])
 
     assert held.rows(["\ud800", "b"]).tolist() == [-1, 1]
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        ItemIds.of(["\ud800"])
+
+
+@ways
+def test_an_unknown_row_has_no_id(compiled: bool) -> None:
+    """-1 stands for what is not there, and not for the last."""
+    with by(compiled):
+        held = ItemIds.of(["a", "b"])
+
+    for row in (-1, 2):
+        with pytest.raises(IndexError):
+            held[row]
+
+
+def test_some_ids_are_decoded_one_by_one() -> None:
+    """By their place among those that were chosen."""
+    chosen = Chosen(ItemIds.of(["a", "é", "c"]), np.array([2, 1]))
+
+    assert [chosen[place] for place in range(len(chosen))] == ["c", "é"]
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
@@ -74,11 +115,37 @@ def test_packed_ids_take_some_twenty_bytes_each() -> None:
     assert not ids._row_of
 
 
-@pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
-def test_what_is_no_text_is_refused() -> None:
-    """Rather than read as one."""
+@ways
+@pytest.mark.parametrize("wanted", [[1], ["a", b"a"], ["a", None]])
+def test_what_is_no_text_is_refused(compiled: bool, wanted: list[str]) -> None:
+    """Rather than read as one, or called unknown."""
+    with by(compiled):
+        held = ItemIds.of(["a"])
+
     with pytest.raises(TypeError, match="expected texts"):
-        ItemIds.of(["a"]).rows([1])  # type: ignore[list-item]
+        held.rows(wanted)
+
+
+@ways
+def test_a_text_may_be_of_a_kind_of_its_own(compiled: bool) -> None:
+    """As numpy's are."""
+    with by(compiled):
+        held = ItemIds.of(["a", "b"])
+
+    assert held.rows([np.str_("b")]).tolist() == [1]
+
+
+class Lying(list[str]):
+    """A list that is longer than it says."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy counts by itself")
+def test_rows_are_as_many_as_there_are_texts() -> None:
+    """Whatever a list says of its length: nothing is written beyond them."""
+    assert ItemIds.of(["a"]).rows(Lying(["a"] * 1000)).tolist() == [0] * 1000
 
 
 @ways
@@ -106,9 +173,14 @@ ENDS = np.array([0, 1, 2], np.uint32).tobytes()
         ({"ids": b"ab", "id_ends": ENDS[:-1]}, ValueError),
         ({"ids": b"ab", "id_ends": np.array([0, 3, 2], np.uint32).tobytes()}, ValueError),
         ({"ids": b"ab", "id_ends": np.array([1, 1, 2], np.uint32).tobytes()}, ValueError),
+        ({"ids": "é".encode(), "id_ends": ENDS}, ValueError),
+        ({"ids": b"a\xff", "id_ends": ENDS}, ValueError),
     ],
 )
-def test_what_are_no_ids_is_refused(blobs: dict[str, bytes], error: type[Exception]) -> None:
-    """No loop may read beyond the text."""
-    with pytest.raises(error):
+@ways
+def test_what_are_no_ids_is_refused(
+    compiled: bool, blobs: dict[str, bytes], error: type[Exception]
+) -> None:
+    """No loop may read beyond the text, and no answer may fail on an id."""
+    with by(compiled), pytest.raises(error):
         ItemIds.unpack(blobs)

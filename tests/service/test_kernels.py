@@ -161,6 +161,7 @@ def test_what_is_mapped_from_disk_can_be_looked_up() -> None:
 
 
 CODES, TABLES, ROWS = np.zeros((3, 2), np.uint8), np.ones((2, 4), np.float32), np.arange(3)
+ENDS, SLOTS = np.array([0, 1, 2, 3], np.uint32), np.full(8, -1, np.int32)
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes any type")
@@ -178,12 +179,42 @@ CODES, TABLES, ROWS = np.zeros((3, 2), np.uint8), np.ones((2, 4), np.float32), n
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES[:1], 3, 1)),
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES, 33, 1)),
         (kernels.scanned, (CODES[:, :0], TABLES[:0], 1)),
+        (kernels.index_ids, (b"abc", ENDS.astype(np.int64))),
+        (kernels.index_ids, (b"abc", ENDS.astype(np.uint16))),
+        (kernels.find_ids, (["a"], b"abc", ENDS.astype(np.int64), SLOTS)),
+        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS.astype(np.int64))),
     ],
 )
 def test_no_memory_is_read_as_what_it_is_not(kernel: Any, arguments: tuple[Any, ...]) -> None:
     """Types and sizes that a loop does not have are refused."""
     with pytest.raises(TypeError, match="expected"):
         kernel(*arguments)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy looks up by itself")
+@pytest.mark.parametrize(
+    ("kernel", "arguments"),
+    [
+        (kernels.index_ids, (b"ab", ENDS)),
+        (kernels.index_ids, (b"abc", ENDS[[0, 3, 2]])),
+        (kernels.index_ids, (b"", ENDS[:0])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:0])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:2])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:7])),
+        (kernels.find_ids, (["a"], b"", ENDS[:0], SLOTS)),
+    ],
+)
+def test_ids_must_fit_their_text_and_slots(kernel: Any, arguments: tuple[Any, ...]) -> None:
+    """Nothing is read beyond them, and some slot is free: a search ends there."""
+    with pytest.raises(ValueError, match="expected"):
+        kernel(*arguments)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy counts by itself")
+def test_as_many_rows_as_texts_are_written() -> None:
+    """The loop itself sees to it."""
+    with pytest.raises(ValueError, match="a row for each text"):
+        kernels._kernels.find_ids(("a", "b"), b"abc", ENDS, SLOTS, np.empty(1, np.int64))
 
 
 def test_arrays_out_of_order_are_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 from model_store.bundle import Bundle, parse_manifest, seal
 from model_store.errors import StoreError
 from model_store.store import Store
+from service import item_ids
 from service import loader as loading
 from service.caches import CacheOptions, open_cache
 from service.loader import Loader, NothingLoaded
@@ -251,6 +252,20 @@ async def test_a_bundle_that_vanishes_while_it_is_read_is_a_conflict(
         version = await client.version()
 
     assert (reply.status_code, reply.json()["code"]) == (409, "activation_conflict")
+    assert version == "1"
+
+
+async def test_ids_that_are_too_long_are_a_conflict(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what their ends can count: 409, the old one goes on."""
+    async with serve() as client:
+        monkeypatch.setattr(item_ids, "MOST_BYTES", 9)
+        reply = await activate(client, "2")
+        version = await client.version()
+
+    assert (reply.status_code, reply.json()["code"]) == (409, "activation_conflict")
+    assert "the ids take 10 bytes; expected up to 9" in reply.json()["detail"]
     assert version == "1"
 
 

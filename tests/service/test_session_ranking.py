@@ -16,6 +16,7 @@ from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
 from service import kernels
 from service.errors import BadScores
+from service.item_ids import ItemIds
 from service.schemas import RecommendRequest
 from service.scorer import OrtEncoder, Ways
 from service.session_ranking import SessionRanking, reached
@@ -423,13 +424,32 @@ async def test_a_click_through_ranker_recommends_from_a_small_catalogue(serve: S
             client, "/rank", candidates=["i1", "i2", "i3", "i4", "i5"], user={"age": 24, "q": 1}
         )
         best = await ask(
-            client, user={"age": 24, "q": 1}, exclude=["i3", "x"], session_items=["a"], top_k=3
-        )
+            client, user={"age": 24, "q": 1}, exclude=["i3", "x", "i3"], session_items=["a"],
+            top_k=3,
+        )  # fmt: skip
 
     expected = [item for item in ranked["items"] if item["id"] != "i3"][:3]
     assert best["items"] == expected
     assert best["method"] == "exact"
     assert codes_of(best) == {"unused_session_items": 1, "undeclared_feature": 1}
+
+
+async def test_a_click_through_ranker_decodes_the_ids_that_it_answers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop waits for them; those of the rest of the catalogue nobody reads."""
+    decoded: list[int] = []
+    decode = ItemIds.__getitem__
+
+    def counted(ids: ItemIds, row: int) -> str:
+        decoded.append(row)
+        return decode(ids, row)
+
+    async with serve() as client:
+        monkeypatch.setattr(ItemIds, "__getitem__", counted)
+        best = await ask(client, exclude=["i1"], top_k=2)
+
+    assert len(decoded) == len(best["items"]) == 2
 
 
 async def test_a_click_through_ranker_needs_a_catalogue_that_it_can_score(
