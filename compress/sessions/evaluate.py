@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from compress.data.base import DataError, Tally
 from compress.data.files import find_files
 from compress.graph import SessionGraph
-from compress.progress import Progress
+from compress.progress import Progress, Silent
 from compress.sessions.data import UNKNOWN, Prefixes, Sessions, spans
 from compress.sessions.metrics import ranks_of, session_quality
 from compress.sessions.sources.reading import CellOptions, ListColumns, read_prefixes
-from model_store.bundle import Bundle, SessionTable
+from model_store.bundle import Bundle, SessionTable, open_bundle
 from model_store.codebooks import CodedTable
 from model_store.item_vectors import ItemVectors, Neighbours
 from model_store.manifest import UNREACHED, SessionQuality, SessionSpec
@@ -67,6 +67,11 @@ def evaluate_file(
     ids, tally = tuple(table.ids), Tally() if tally is None else tally
     prefixes = read_prefixes(find_files(str(path)), ListColumns(), options, ids, tally)
     return evaluate(bundle, prefixes, progress)
+
+
+def evaluate_folder(folder: Path, path: Path) -> Evaluation:
+    """Judge the bundle in a folder by a file of prefixes: for a process that has neither open."""
+    return evaluate_file(open_bundle(folder), path, Silent())
 
 
 def evaluate(bundle: Bundle, prefixes: Prefixes, progress: Progress) -> Evaluation:

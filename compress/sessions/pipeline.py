@@ -23,17 +23,16 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from compress.data.folders import alone, replaced, spacious
-from compress.progress import Progress, Silent
+from compress.progress import Progress
 from compress.sessions.calibrate import calibrate
 from compress.sessions.card import Judged, write_card
 from compress.sessions.config import FitConfig, SessionGate
 from compress.sessions.cooccurrence import cooccurrence_vectors
 from compress.sessions.data import Prefixes, Sessions, stranger
 from compress.sessions.distill import Distillation
-from compress.sessions.evaluate import evaluate_file
+from compress.sessions.evaluate import evaluate_folder
 from compress.sessions.export import export
 from compress.sessions.plan import (
     Plan,
@@ -337,18 +336,13 @@ def judged(
     if not quality.exists():
         stage = f"{folder.name}, seed {card.seed}: evaluate"
         site.progress.step(stage, 0, 1)
-        found, each = apart(f"evaluating {folder}", _evaluated, folder, site.test)
+        found, each = apart(f"evaluating {folder}", evaluate_folder, folder, site.test)
         with replaced(ranks) as staged, staged.open("wb") as file:
             np.save(file, each)
         write_whole(quality, found.model_dump_json(indent=1))
         site.progress.step(stage, 1, 1, ndcg=found.metrics["NDCG@10"], mrr=found.metrics["MRR@20"])
     kept = SessionQuality.model_validate_json(quality.read_bytes())
     return Judged(bundle, kept, np.load(ranks))
-
-
-def _evaluated(bundle: Path, test: Path) -> tuple[SessionQuality, NDArray[np.float64]]:
-    found = evaluate_file(open_bundle(bundle), test, Silent())
-    return found.quality, found.ranks
 
 
 def passes(gate: SessionGate, card: SessionCard) -> bool:

@@ -1,7 +1,9 @@
 """What the rankers' tests share: features of every kind, inputs, a data set of clicks."""
 
 import resource
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from compress.__main__ import main
 from compress.config import ExportConfig
 from compress.data.base import Part
 from compress.data.encode import Batch, Dataset, place, prepare, widths
@@ -112,6 +115,32 @@ class Clicks:
 def _one_thread() -> None:
     """Threads cost more than they bring on rankers this small, the more on a busy machine."""
     torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `python -m compress` with some words, in this process: starting one takes seconds."""
+
+    def run(*words: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["compress", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.fixture

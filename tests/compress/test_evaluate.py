@@ -20,6 +20,7 @@ from compress.train import predict
 from model_store.bundle import Bundle
 from model_store.errors import BundleNotFound
 from model_store.store import open_store
+from tests.compress.conftest import Command
 
 
 def judged(bundle: Bundle, path: Path, *, skip_bad: bool = False):
@@ -161,19 +162,16 @@ def test_the_command_prints_json_and_loads_no_torch(exported: Bundle, test_rows:
     assert found["auc"] == judged(exported, test_rows).quality.auc
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_message_and_exit_code_2(exported: Bundle, tmp_path: Path):
+def test_a_mistake_is_one_message_and_exit_code_2(
+    command: Command, exported: Bundle, tmp_path: Path
+):
     """No traceback for what the user can mend."""
-    command = [sys.executable, "-m", "compress", "evaluate", str(exported.root), "--data"]
+    ended = command("evaluate", exported.root, "--data", tmp_path / "none.csv")
 
-    ended = subprocess.run(
-        [*command, str(tmp_path / "none.csv")], capture_output=True, text=True, check=False
-    )
-
-    assert ended.returncode == 2
-    assert "error: " in ended.stderr
-    assert "none.csv" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.code == 2
+    assert "error: " in ended.err
+    assert "none.csv" in ended.err
+    assert "Traceback" not in ended.err
 
 
 @pytest.mark.slow

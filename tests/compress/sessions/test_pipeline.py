@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -31,8 +31,10 @@ from model_store.codebooks import CodedTable
 from model_store.item_vectors import DenseTable
 from model_store.manifest import Resources, SessionCard, SessionQuality
 from model_store.store import open_store
+from tests.compress.conftest import Command
 from tests.compress.sessions.bundles import session_bundle
 from tests.compress.sessions.students import some_sessions
+from tests.compress.sessions.tracing import traced_once
 
 CONFIG = """
 task = "session"
@@ -112,16 +114,55 @@ def sums(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with traced_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the module's one run goes."""
     return tmp_path_factory.mktemp("run")
 
 
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the start of a process for every evaluation."""
+    monkeypatch.setattr(pipeline, "apart", lambda _, function, *args: function(*args))
+
+
+class Stages(Silent):
+    """Notes the stages of a run."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+        """Noted."""
+        self.seen.add(stage)
+
+
 @pytest.fixture(scope="module")
-def outcome(place: Path) -> Outcome:
+def first_seed(place: Path) -> Outcome:
+    """A whole run over one seed; its store is none that the others publish into."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch)
+        return run(planned(place, "seeds=[1]", f"publish.store={place / 'first'}"), Silent())
+
+
+@pytest.fixture(scope="module")
+def second_seed(first_seed: Outcome, place: Path) -> tuple[Outcome, Stages]:
+    """The run of the config, which goes on from there, and the stages that were left."""
+    stages = Stages()
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch)
+        return run(planned(place), stages), stages
+
+
+@pytest.fixture(scope="module")
+def outcome(second_seed: tuple[Outcome, Stages]) -> Outcome:
     """A whole run over two seeds."""
-    return run(planned(place), Silent())
+    return second_seed[0]
 
 
 @pytest.fixture
@@ -380,8 +421,11 @@ def test_the_curves_of_the_choice_lie_in_the_bundle(outcome: Outcome) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_again(here: Path) -> None:
+def test_the_same_command_again_does_nothing_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Finished stages are found, times are not taken anew, no version is published twice."""
+    in_this_process(monkeypatch)
     first = run(planned(here), Silent())
     # The copied run lies elsewhere, and its card says so: what it published stays as it was.
     versions = len(open_store(str(here / "store")).list())
@@ -399,17 +443,6 @@ def test_two_runs_do_not_work_in_one_folder(outcome: Outcome, place: Path) -> No
         run(planned(place), Silent())
 
 
-class Stages(Silent):
-    """Notes the stages of a run."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-
-    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
-        """Noted."""
-        self.seen.add(stage)
-
-
 @pytest.mark.slow
 def test_another_table_shares_the_teacher(
     outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -420,7 +453,7 @@ def test_another_table_shares_the_teacher(
     (teachers,) = (here / "runs" / "tiny").glob("teacher-*")
     before = {path: path.stat().st_mtime_ns for path in teachers.rglob("*") if path.is_file()}
 
-    other = run(planned(here, "table.codes=2x32"), stages)
+    other = run(planned(here, "table.codes=2x32", "seeds=[1]"), stages)
 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not [name for name in stages.seen if "teacher" in name or "dense" in name]
@@ -431,22 +464,16 @@ def test_another_table_shares_the_teacher(
 
 
 @pytest.mark.slow
-def test_one_more_seed_is_run_alone(outcome: Outcome, here: Path, monkeypatch: Any) -> None:
+def test_one_more_seed_is_run_alone(
+    first_seed: Outcome, second_seed: tuple[Outcome, Stages]
+) -> None:
     """Those that there are stay, and are counted in."""
-    in_this_process(monkeypatch)
-    stages = Stages()
+    more, stages = second_seed
 
-    more = run(planned(here, "seeds=[1, 2, 3]"), stages)
-
-    assert [result.seed for result in more.card.results] == [1, 2, 3]
-    assert more.card.results[:2] == outcome.card.results
+    assert [result.seed for result in more.card.results] == [1, 2]
+    assert more.card.results[:1] == first_seed.card.results
     trained = {name.split(":")[0] for name in stages.seen if "all sessions" in name}
-    assert trained == {"seed 3"}
-
-
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the start of a process for every evaluation."""
-    monkeypatch.setattr(pipeline, "apart", lambda _, function, *args: function(*args))
+    assert trained == {"seed 2"}
 
 
 # --- what stops it ---------------------------------------------------------------------------
@@ -562,43 +589,35 @@ def test_a_bundle_that_was_cut_off_is_made_again(
 # --- commands --------------------------------------------------------------------------------
 
 
-def command(*words: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run one."""
-    line = [sys.executable, "-m", "compress", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_a_gate_that_does_not_hold_publishes_nothing(here: Path) -> None:
     """Gate and store are no part of a run's key: what was trained is judged anew."""
     store = here / "other"
+    line = [sys.executable, "-m", "compress", "run", config_file(here)]
+    asked = ["-o", "gate.min_ratio=9", "-o", f"publish.store={store}"]
 
-    ended = command(
-        "run", config_file(here), "-o", "gate.min_ratio=9", "-o", f"publish.store={store}"
-    )
+    ended = subprocess.run([*line, *asked], capture_output=True, text=True, check=False)
 
     assert ended.returncode == 3, ended.stderr
     assert "not published: the coded table lost more than [gate] allows" in ended.stderr
     assert not store.exists()
 
 
-@pytest.mark.slow
-def test_a_mistyped_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_mistyped_key_is_one_message_and_exit_code_2(command: Command, tmp_path: Path) -> None:
     """No traceback, and nothing is begun."""
     ended = command("run", config_file(tmp_path), "-o", "table.kodes=2x16")
 
-    assert ended.returncode == 2
-    assert ended.stderr == "error: table: kodes: unknown key; did you mean 'codes'?\n"
+    assert ended.code == 2
+    assert ended.err == "error: table: kodes: unknown key; did you mean 'codes'?\n"
     assert [child.name for child in tmp_path.iterdir()] == ["tiny.toml"]
 
 
-@pytest.mark.slow
-def test_a_task_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_task_that_is_none_is_told(command: Command, tmp_path: Path) -> None:
     """The line is chosen by it."""
     ended = command("run", config_file(tmp_path), "-o", "task=sessions")
 
-    assert ended.returncode == 2
-    assert "task: Input should be 'session'" in ended.stderr
+    assert ended.code == 2
+    assert "task: Input should be 'session'" in ended.err
 
 
 @pytest.fixture
@@ -685,6 +704,7 @@ def test_the_command_says_what_the_card_says(outcome: Outcome) -> None:
     assert json.loads(ended.stdout)["metrics"] == outcome.card.results[0].coded.metrics
 
 
+@pytest.mark.slow
 def test_a_student_that_imitates_keeps_its_teachers_encoder(tmp_path: Path) -> None:
     """With lr = 0 the codebooks learn alone; without calibration not even repeats weigh more."""
     plan = planned(
@@ -703,6 +723,7 @@ def test_a_student_that_imitates_keeps_its_teachers_encoder(tmp_path: Path) -> N
     assert outcome.card.achieved["boost of repeats, coded"] == 0
 
 
+@pytest.mark.slow
 def test_repeats_weigh_as_validation_has_it(outcome: Outcome) -> None:
     """Teacher and student each as its own trial said; `export` proves that the graph does so."""
     teachers = teacher_folder(outcome)
