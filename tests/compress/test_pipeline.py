@@ -336,7 +336,9 @@ def test_the_card_tells_the_config_of_its_own_run(outcome: Outcome, place: Path,
 
     assert again.card.config["gate"]["max_auc_loss"] == 0.7
     assert again.card.results == outcome.card.results
-    assert again.card.achieved == outcome.card.achieved
+    # But for the bytes of the card itself.
+    assert again.card.achieved == pytest.approx(outcome.card.achieved, rel=1e-2)
+    assert again.card.achieved["speedup"] == outcome.card.achieved["speedup"]
 
 
 @pytest.mark.slow
