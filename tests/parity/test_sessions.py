@@ -1,6 +1,7 @@
 """What offline evaluation makes of a session bundle is what serving makes of it."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,12 +23,20 @@ from model_store.store import OpenedVersion
 from service.assembly import assemble, kind_of
 from service.ranking import NO_LIMITS, Ranking
 from service.schemas import convert_rank, parse_recommend
+from tests.compress.sessions.tracing import traced_once
 
 DIM = 16
 JUDGED = 60
 pytestmark = pytest.mark.slow
 
 KINDS = ("dense", "int8", "rq", "pq", "rules-and-own")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    # The coded tables have one encoder, as drawn.
+    with traced_once():
+        yield
 
 
 @pytest.fixture(scope="module")
