@@ -13,8 +13,9 @@ from pydantic import Field as Option
 from torch import Tensor
 
 from compress.config import Frozen
-from compress.methods.groups import Groups, Order, energies, weights
+from compress.methods.groups import Groups, energies, weights
 from compress.methods.one_shot import chosen, magnitudes
+from compress.methods.problem import Order
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
 

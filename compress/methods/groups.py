@@ -27,7 +27,8 @@ from compress.budget import Bound, Budget, FlopsOf
 from compress.config import ConfigError, Frozen
 from compress.data.encode import Batch
 from compress.distill import click_loss
-from compress.primal_dual import Matrix, Vector, bottom, removed
+from compress.methods.problem import BudgetProblem, Order
+from compress.primal_dual import Vector, bottom, prox
 from compress.rankers.base import Field, Hidden, Keep, Prunable, Ranker, Reader, Sizes
 from compress.train import Columns, TrainingData, shuffled
 
@@ -155,27 +156,16 @@ def selectable(groups: Groups, energy: Tensor) -> Tensor:
 # --- the problem ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """In which order groups go, by layer, and their energies in that order.
-
-    Attributes:
-        groups: (G_l,) positions.
-        energies: (G_l,) infinite for what must stay.
-    """
-
-    groups: tuple[Tensor, ...]
-    energies: tuple[Tensor, ...]
-
-
-class Problem:
+class Problem(BudgetProblem):
     """A ranker, what may go, and the bounds: R and the groups' energies as functions of ⌈s⌉."""
 
+    groups: tuple[Groups, ...]
+    bounds: tuple[Bound, ...]
+
     def __init__(self, ranker: Ranker, groups: Sequence[Groups], bounds: Sequence[Bound]) -> None:
-        self.ranker, self.groups, self.bounds = ranker, tuple(groups), tuple(bounds)
+        super().__init__(groups, bounds)
+        self.ranker = ranker
         self.dense = ranker.sizes()
-        self.limits = np.array([bound.limit for bound in bounds])
-        self.upper = np.array([float(g.removable) for g in self.groups])
         self._fields = ranker.fields
         self._savings = [self._saved_alone(g) for g in self.groups]
 
@@ -224,27 +214,21 @@ class Problem:
                 return set(order[:count].tolist())
         return set()
 
-    def counts(self, s: Vector) -> list[int]:
-        """⌈s⌉."""
-        pairs = zip(s, self.groups, strict=True)
-        return [min(removed(float(v), g.unit), g.removable) for v, g in pairs]
-
     def ratio(self, counts: Sequence[int], order: Order) -> Vector:
         """R (R,): what is left of each resource if the first ``counts`` of each layer go."""
         sizes = self.sizes(counts, order)
         return np.array([bound.share(sizes) for bound in self.bounds])
 
-    def slope(self, counts: Sequence[int], order: Order) -> Matrix:
-        """∂R/∂s (R, L), ceil straight through: what the next unit of groups to go changes."""
-        now = self.ratio(counts, order)
-        columns = []
-        for layer, groups in enumerate(self.groups):
-            step = groups.unit if counts[layer] + groups.unit <= groups.removable else -groups.unit
-            if counts[layer] + step < 0:
-                columns.append(np.zeros(len(now)))
-                continue
-            columns.append((self.ratio(moved(counts, layer, step), order) - now) / step)
-        return np.stack(columns, 1)
+    def shrink(self, layer: int, chosen: Tensor, price: float, lr: float) -> None:
+        """The proximal step on the chosen groups of a layer, in place."""
+        groups = self.groups[layer]
+        if not len(chosen) or not price:
+            return
+        prices = torch.zeros(groups.count, device=groups.metric.device)
+        prices[chosen] = price
+        by_column = groups.by_column(prices)
+        for columns in weights(groups):
+            columns.copy_(prox(columns, by_column, lr))
 
     def sizes(self, counts: Sequence[int], order: Order) -> Sizes:
         """What is left if the first ``counts`` of each layer go."""
@@ -284,25 +268,6 @@ class Problem:
             if block.field not in gone:
                 yield block
 
-    def check_feasible(self) -> None:
-        """Refuse a budget that no choice of groups can meet.
-
-        Raises:
-            ConfigError: the text says the smallest that can be, for each resource.
-        """
-        most = [groups.removable for groups in self.groups]
-        smallest = self.ratio(most, self.order(most))
-        faults = [
-            f"method.budget.{bound.key}: {bound.limit:.4g} of the dense ranker's {bound.name} "
-            f"({bound.limit * bound.dense:,.0f} of {bound.dense:,.0f}) cannot be met by removing "
-            f"{', '.join(g.name for g in self.groups)}; the smallest that can be is {share:.4g} "
-            f"({math.ceil(share * bound.dense):,})"
-            for bound, share in zip(self.bounds, smallest, strict=True)
-            if share > bound.limit
-        ]
-        if faults:
-            raise ConfigError("\n".join(faults))
-
     def _saved_alone(self, groups: Groups) -> Tensor:
         """(R, G) what each group saves if it alone goes."""
         if groups.name != FIELDS and not groups.blocks:
@@ -315,50 +280,6 @@ class Problem:
             sizes = Sizes({**self.dense.widths, field.name: left}, self.dense.hidden)
             saved[:, g] = [1.0 - bound.share(sizes) for bound in self.bounds]
         return torch.from_numpy(saved)
-
-
-def moved(counts: Sequence[int], layer: int, step: int) -> list[int]:
-    """The counts with one changed."""
-    return [*counts[:layer], counts[layer] + step, *counts[layer + 1 :]]
-
-
-def fit_budget(problem: Problem, counts: Sequence[int], order: Order) -> list[int]:
-    """Counts within all bounds, as close to them as whole groups allow.
-
-    Over one, groups go while they must; under all, groups return while they may: the one that costs
-    least, or brings most, energy per share of the resources in question. What saves nothing, as the
-    neurons of a bottom MLP whose field has gone, stays as it is.
-
-    Raises:
-        ConfigError: a bound cannot be met.
-    """
-    counts = list(counts)
-
-    def moves(sign: int) -> Iterator[tuple[float, list[int]]]:
-        now = problem.ratio(counts, order)
-        weighed = now > problem.limits if sign > 0 else np.ones(len(now), bool)
-        for layer, g in enumerate(problem.groups):
-            low, high = sorted((counts[layer], counts[layer] + sign * g.unit))
-            energy = float(order.energies[layer][low:high].sum())
-            if low < 0 or high > g.removable or not math.isfinite(energy):
-                continue
-            trial = moved(counts, layer, sign * g.unit)
-            after = problem.ratio(trial, order)
-            saved = float(np.abs(now - after)[weighed].sum())
-            if saved and (sign > 0 or (after <= problem.limits).all()):
-                yield energy / saved, trial
-
-    while (problem.ratio(counts, order) > problem.limits).any():
-        candidates = list(moves(1))
-        if not candidates:
-            problem.check_feasible()
-            raise ConfigError(
-                "method.budget: cannot be met with the groups in this order; raise it a little"
-            )
-        counts = min(candidates)[1]
-    while back := list(moves(-1)):
-        counts = max(back)[1]
-    return counts
 
 
 # --- which groups there are ----------------------------------------------------------------------

@@ -15,8 +15,9 @@ from pydantic import Field as Option
 from torch import Tensor, nn
 
 from compress.config import Frozen
-from compress.methods.groups import FIELDS, Order, Part, weights
+from compress.methods.groups import FIELDS, Part, weights
 from compress.methods.one_shot import magnitudes, uniform_counts
+from compress.methods.problem import Order
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
 FIRST_EPSILON: Final = 0.1

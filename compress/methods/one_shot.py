@@ -17,14 +17,13 @@ from compress.methods.base import Compressed, compressed
 from compress.methods.groups import (
     FIELDS,
     Groups,
-    Order,
     Part,
     Problem,
     SlimmingConfig,
     energies,
-    fit_budget,
     make_problem,
 )
+from compress.methods.problem import Order, fit_budget
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import TrainingData, device, reproducible

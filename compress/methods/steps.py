@@ -20,7 +20,8 @@ from compress.budget import Pricing, bounds
 from compress.config import DistillConfig, Frozen, TrainConfig
 from compress.data.encode import Batch
 from compress.methods.base import Compressed, compressed
-from compress.methods.groups import Norms, Order, Problem, SlimmingConfig, make_problem
+from compress.methods.groups import Norms, Problem, SlimmingConfig, make_problem
+from compress.methods.problem import Order
 from compress.optimizers import Optimizers
 from compress.progress import Progress
 from compress.rankers.base import Ranker

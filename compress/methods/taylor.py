@@ -14,8 +14,9 @@ from pydantic import Field as Option
 from torch import Tensor
 
 from compress.config import Frozen
-from compress.methods.groups import Order, Problem, gate_slopes, weights
+from compress.methods.groups import Problem, gate_slopes, weights
 from compress.methods.one_shot import chosen
+from compress.methods.problem import Order
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
 BATCH_ROWS: Final = 256  # of a gradient

@@ -28,12 +28,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, cast
 
 import numpy as np
-import torch
 from pydantic import Field as Option
-from torch import Tensor
 
 from compress.config import Frozen
-from compress.methods.groups import Groups, Norms, Order, fit_budget, weights
+from compress.methods.groups import Norms
+from compress.methods.problem import BudgetProblem, Order, fit_budget
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 from compress.primal_dual import (
     TINY_PRICE,
@@ -42,17 +41,15 @@ from compress.primal_dual import (
     Iterate,
     Rates,
     advance,
-    prox,
 )
 
 ZEROED: Final = 1e-3  # of its norm, what is left of a group that the proximal steps have zeroed
 
 
-class UmecConfig(StepsConfig):
-    """Options of the method.
+class UmecRates(Frozen):
+    """The rates of s, y, z and of W's proximal half.
 
     Attributes:
-        norms: what a group's norm is measured in, see `make_problem`. ``weights``: as the paper.
         s_steps: ``paper``: η2 groups at most, in any layer. ``scaled``: η2 of each layer's groups,
             and no less while s may move, so that ``reach`` holds.
         reach: the part of the steps in which s may pass from none to all, unless ``s_lr`` is given.
@@ -61,7 +58,6 @@ class UmecConfig(StepsConfig):
         z_damping: see `damped`; needs y over 0.
     """
 
-    norms: Norms = "loss"
     s_steps: Literal["paper", "scaled"] = "scaled"
     prox_lr: float | None = Option(default=None, gt=0.0)
     s_lr: float | None = Option(default=None, gt=0.0)
@@ -70,6 +66,16 @@ class UmecConfig(StepsConfig):
     y_lr: float = Option(default=0.1, gt=0.0)
     z_lr: float = Option(default=2.0, gt=0.0)
     z_damping: bool = True
+
+
+class UmecConfig(UmecRates, StepsConfig):
+    """Options of the method.
+
+    Attributes:
+        norms: what a group's norm is measured in, see `make_problem`. ``weights``: as the paper.
+    """
+
+    norms: Norms = "loss"
 
 
 class Umec(SteppedMethod):
@@ -83,23 +89,29 @@ class Umec(SteppedMethod):
 
     def steps(self, config: Frozen, course: Course) -> Steps:
         """Steps 2 to 6 of an iteration; the first is the gradient's."""
-        return _Iteration(cast("UmecConfig", config), course)
+        return Iteration(cast("UmecConfig", config), course.problem, course.steps)
 
 
-class _Iteration:
-    """s, y and z, and their steps."""
+class Iteration:
+    """s, y and z, and their steps.
 
-    def __init__(self, config: UmecConfig, course: Course) -> None:
-        self._problem = course.problem
+    Args:
+        config: the rates.
+        problem: over the weights that are slimmed.
+        steps: how many there will be.
+    """
+
+    def __init__(self, config: UmecRates, problem: BudgetProblem, steps: int) -> None:
+        self._problem = problem
         self._rates = Rates(
-            s_lr=config.s_lr or 1.0 / (config.reach * course.steps),
+            s_lr=config.s_lr or 1.0 / (config.reach * steps),
             y_lr=config.y_lr,
             z_lr=config.z_lr,
             full=config.s_steps == "scaled",
             damping=config.z_damping,
         )
         # (1 + 2·η1·y)^-n = ZEROED for the n steps that are left once s has passed.
-        left, price = (1 - config.reach) * course.steps + 1, max(config.y_start, TINY_PRICE)
+        left, price = (1 - config.reach) * steps + 1, max(config.y_start, TINY_PRICE)
         self._prox_lr = config.prox_lr or -math.log(ZEROED) / (2 * price * left)
         counted = np.array([float(groups.count) for groups in self._problem.groups])
         self._scale = np.ones(len(counted)) if config.s_steps == "paper" else counted
@@ -112,9 +124,9 @@ class _Iteration:
         problem, duals = self._problem, self._duals
         counts = problem.counts(self._s)
         order = problem.order(counts, duals.z)
-        for layer, groups in enumerate(problem.groups):
-            chosen = order.groups[layer][: counts[layer]]
-            shrink(groups, chosen, float(duals.y[layer]), self._prox_lr)
+        for layer, count in enumerate(counts):
+            chosen = order.groups[layer][:count]
+            problem.shrink(layer, chosen, float(duals.y[layer]), self._prox_lr)
         order = problem.order(counts, duals.z)
         now = advance(self._s, duals, order.energies, self._constraint(order), self._rates)
         self._s, self._duals = now.s, now.duals
@@ -156,14 +168,3 @@ class _Iteration:
         """The reverse of `state`."""
         self._s = np.array(state["s"])
         self._duals = DualVariables(np.array(state["y"]), np.array(state["z"]))
-
-
-def shrink(groups: Groups, chosen: Tensor, y: float, lr: float) -> None:
-    """The proximal step on the chosen groups, in place."""
-    if not len(chosen) or not y:
-        return
-    price = torch.zeros(groups.count, device=groups.metric.device)
-    price[chosen] = y
-    by_column = groups.by_column(price)
-    for columns in weights(groups):
-        columns.copy_(prox(columns, by_column, lr))

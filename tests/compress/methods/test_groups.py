@@ -9,7 +9,8 @@ import torch
 
 from compress.budget import Budget, Pricing, bounds
 from compress.config import ConfigError
-from compress.methods.groups import Problem, SlimmingConfig, fit_budget, make_problem
+from compress.methods.groups import Problem, SlimmingConfig, make_problem
+from compress.methods.problem import fit_budget
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import mask, slim
 from compress.train import Columns, TrainingData

@@ -17,10 +17,10 @@ from compress.methods.groups import (
     SENSITIVITY_ROWS,
     Problem,
     SlimmingConfig,
-    fit_budget,
     make_problem,
     removal_costs,
 )
+from compress.methods.problem import fit_budget
 from compress.rankers.base import Ranker
 from compress.slim import slim
 from compress.train import Columns, TrainingData, shuffled
