@@ -415,9 +415,9 @@ def test_the_curves_of_the_choice_lie_in_the_bundle(outcome: Outcome) -> None:
     told = json.loads((bundle_of(outcome, 1, "coded").root / "history.json").read_text())
 
     for part in ("train", "finetune"):
-        assert [row["epoch"] for row in told[part]] == [0, 1, 2]
-        assert told[part][0]["loss"] is None
-        assert all(0 <= row["ndcg"] <= 1 for row in told[part])
+        assert told[part]["epoch"] == [0, 1, 2]
+        assert told[part]["loss"][0] is None
+        assert all(0 <= ndcg <= 1 for ndcg in told[part]["ndcg"])
 
 
 @pytest.mark.slow
