@@ -3,6 +3,7 @@
 #   PYTHON           the interpreter for the virtual environments (3.11 or newer)
 #   TORCH_INDEX_URL  a package index to take torch alone from, e.g. one with CPU-only builds
 #   ARGS             handed on to pytest, the demo, the service or the load test
+#   WORKERS          processes that share the tests (2); 0: this one, as --pdb needs it
 #   ONCE=1           `make demo` stops after the answer
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,7 @@ SHELL := bash
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 SERVE_VENV := .venv-serve
@@ -49,16 +51,20 @@ docker-smoke:  ## build the images, compose up, ask /rank, show Redis in use, co
 
 # --- what guards a change --------------------------------------------------------------------
 
+# A file's tests share fixtures that take seconds, so they stay in one process; and each process
+# keeps to one thread, where torch and numpy would take all cores for matrices of ten rows.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
 .PHONY: test
 test: $(DEV)  ## the fast tests
-	$(PY) -m pytest -m "not slow and not e2e" $(ARGS)
+	$(PYTEST) -m "not slow and not e2e" $(ARGS)
 
 .PHONY: check
 check: lint test-all  ## lint, types, import contracts and every test
 
 .PHONY: test-all
 test-all: $(DEV)
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 .PHONY: e2e
 e2e: $(DEV)  ## the tests that train, publish and serve

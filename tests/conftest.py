@@ -1,7 +1,9 @@
 """What the whole suite shares: markers by folder, the shared data, a real Redis-protocol server."""
 
+import gc
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="a store with a published bundle, for tests/serve_only (make serve-only)",
     )
+
+
+def pytest_configure() -> None:
+    """An example takes as long as it takes, on a busy machine too."""
+    with suppress(ImportError):  # the environment of tests/serve_only lacks it
+        from hypothesis import settings  # noqa: PLC0415
+
+        settings.register_profile("unhurried", deadline=None)
+        settings.load_profile("unhurried")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what the modules hold: it would look at all of it for ever."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -15,7 +15,6 @@ from model_store.manifest import HashedCodes, RadixCodes
 ITEMS = 60
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 16).flatmap(
         lambda bits: st.tuples(

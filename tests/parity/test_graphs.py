@@ -14,9 +14,17 @@ from compress.rankers import RANKERS
 from compress.rankers.base import Keep, Ranker
 from compress.slim import slim
 
+# Features of one width do not stand together, and one that is multi-valued is among them.
+WIDTHS = {"u_segment": 3, "i_tags": 2, "item_id": 3, "i_genre": 6, "request_numeric": 5}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "dlrm": [{"interaction": "cat"}, {"interaction": "dot"}],
-    "dcnv2": [{"structure": "parallel"}, {"structure": "stacked", "rank": 3}],
+    "dlrm": [{"interaction": "cat"}, {"interaction": "dot"}, {"widths": WIDTHS}],
+    "dcnv2": [
+        {"structure": "parallel"},
+        {"structure": "parallel", "rank": 3},
+        {"structure": "stacked"},
+        {"structure": "stacked", "rank": 3},
+        {"widths": WIDTHS, "rank": (3, 2)},
+    ],
 }
 DENSE = [(name, options, False) for name in RANKERS for options in OPTIONS.get(name, [{}])]
 SLIM = [(name, OPTIONS.get(name, [{}])[0], True) for name in RANKERS]
@@ -35,6 +43,7 @@ def slimmed(ranker: Ranker) -> Ranker:
     return slim(ranker, Keep(kept, {})).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "slimming"), [*DENSE, *SLIM], ids=str)
 def test_graphs_score_as_torch(
     name: str, options: dict[str, Any], slimming: bool, dataset: Dataset, tmp_path: Path

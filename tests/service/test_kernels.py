@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -64,7 +64,6 @@ def pairs(heap: kernels.Heap) -> list[tuple[float, int]]:
 
 
 @ways
-@settings(deadline=None)
 @given(tables_and_codes(300), st.integers(1, 70))
 def test_look_ups_give_the_bits_of_numpy(
     compiled: bool, given_: tuple[Array, Array], count: int
@@ -81,7 +80,6 @@ def test_look_ups_give_the_bits_of_numpy(
 
 
 @ways
-@settings(deadline=None)
 @given(tables_and_codes(16), st.integers(1, 70))
 @example((np.zeros((3, 2), np.float32), np.zeros((33, 3), np.uint8)), 33)
 def test_blocks_give_the_same_bits(compiled: bool, given_: tuple[Array, Array], count: int) -> None:
@@ -99,7 +97,6 @@ def test_blocks_give_the_same_bits(compiled: bool, given_: tuple[Array, Array], 
         assert pairs(found) == expected_best(scores, count)
 
 
-@settings(deadline=None)
 @given(tables_and_codes(16))
 def test_bytes_bound_a_score_from_above(given_: tuple[Array, Array]) -> None:
     """So an item whose bound misses the best so far need not be scored."""
@@ -129,7 +126,6 @@ def test_any_processor_finds_what_shuffles_find(books: int, spread: float) -> No
 
 
 @ways
-@settings(deadline=None)
 @given(
     arrays(np.float32, st.integers(1, 200), elements=st.sampled_from([0.0, 1.0, 2.5, -3.0])),
     st.integers(1, 50),

@@ -23,7 +23,7 @@ from service.problems import CODES
 from service.settings import Settings
 from tests.service.sessions import FORMS, World
 
-REPEATABLE: Any = {"deadline": None, "derandomize": True, "database": None}
+REPEATABLE: Any = {"derandomize": True, "database": None}
 CONFORMANCE = [
     status_code_conformance,
     content_type_conformance,

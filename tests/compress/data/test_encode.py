@@ -107,7 +107,7 @@ def numbers_of(dataset: Dataset, batch_size: int, seed: int | None) -> list[list
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("values", VALUES)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_chunk_is_encoded_as_its_values_one_by_one(
     values: str, encoding: str, data: st.DataObject

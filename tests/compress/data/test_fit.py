@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.data import fit as module
@@ -74,7 +74,6 @@ def test_hashed_features_learn_nothing() -> None:
     assert fitted([pl.Series(["a"])], hash_buckets=10) == (HashEncoding(rows=12), None)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=20), min_size=1, max_size=6))
 def test_moments_of_chunks_are_those_of_the_whole(chunks: list[list[float]]) -> None:
     """Merging chunk by chunk gives numpy's mean and deviation."""
@@ -122,7 +121,6 @@ def test_rare_x4_buckets_join_the_one_below() -> None:
     assert encoding.edges[0] == 1.0
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 10**7), min_size=1, max_size=50))
 def test_x4_edges_tell_apart_just_the_buckets(values: list[int]) -> None:
     """Two training values share a row exactly if they share a bucket."""

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -49,7 +49,6 @@ def test_boundaries_are_taken_as_they_are() -> None:
     assert resolve_cut(split, no_rows, lambda: ()) == Cut("t", 60.0, 66.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-50, 50) | st.floats(-1e300, 1e300), min_size=4, max_size=60))
 def test_fractions_cut_at_the_exact_order_statistic(times: list[float]) -> None:
     """The boundary is the value that sorting all rows would give."""

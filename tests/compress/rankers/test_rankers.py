@@ -5,8 +5,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -205,57 +203,6 @@ def test_zeroing_all_readers_columns_of_a_field_removes_it(
         ranker.tables[str(place.width)].weight[place.rows.start : place.rows.stop] = 7.0
 
     torch.testing.assert_close(ranker(inputs), before)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporter warns of its own internals
-@every_ranker
-def test_one_exported_graph_serves_one_request_row_or_many(
-    build: Build, draw: Draw, name: str, options: dict[str, Any], tmp_path: Any
-) -> None:
-    """R = 1 broadcasts and R = N pairs up in the same ONNX graph, plain and split."""
-    ranker = build(name, options)
-    keys = [f.name for f in dataclasses.fields(Inputs)]
-    for split in (True, False):
-        path = tmp_path / f"{split}.onnx"
-        sample, rows = draw(3, 5), torch.export.Dim("R", max=1 << 20)
-        shapes = [
-            {0: rows if key.startswith("request") else torch.export.Dim("N", max=1 << 20)}
-            for key in keys
-        ]
-        program = torch.onnx.export(
-            Graph(ranker, split).eval(),
-            tuple(getattr(sample, key) for key in keys),
-            dynamo=True,
-            verbose=False,
-            input_names=keys,
-            dynamic_shapes=(tuple(shapes),),
-        )
-        assert program is not None
-        program.save(path)
-        session = ort.InferenceSession(str(path))
-        for r, n in ((1, 6), (6, 6), (1, 1)):
-            inputs = draw(r, n, seed=r)
-            feeds = {key: getattr(inputs, key).numpy() for key in keys}
-            got = session.run(None, feeds)[0]
-
-            np.testing.assert_allclose(got, ranker(inputs).detach().numpy(), atol=1e-5)
-
-
-class Graph(nn.Module):
-    """Tensors in, logits out: what is exported."""
-
-    def __init__(self, ranker: Ranker, split: bool) -> None:
-        super().__init__()
-        self.ranker, self.split = ranker, split
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Logits."""
-        inputs = Inputs(*tensors)
-        logits: torch.Tensor = (
-            self.ranker.forward_split(inputs) if self.split else self.ranker(inputs)
-        )
-        return logits
 
 
 def pick(inputs: Inputs, old: tuple[FeatureSpec, ...], new: tuple[FeatureSpec, ...]) -> Inputs:

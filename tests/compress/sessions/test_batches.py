@@ -14,7 +14,7 @@ from compress.sessions.data import Sessions
 from compress.sessions.student import Batch, as_batch
 
 Lengths = list[int]
-repeatable = settings(deadline=None, derandomize=True, database=None)
+repeatable = settings(derandomize=True, database=None)
 some_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 

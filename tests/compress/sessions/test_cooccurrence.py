@@ -17,7 +17,7 @@ from compress.sessions.data import Sessions
 from tests.compress.sessions.students import some_sessions, synthetic
 
 ITEMS = 6
-repeatable = settings(deadline=None, derandomize=True, database=None)
+repeatable = settings(derandomize=True, database=None)
 
 
 def naive_counts(sessions: Sessions, reach: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from compress.__main__ import app
 from compress.config import ConfigError, check, read
+from compress.curves import HISTORY_FILE, read_curves
 from compress.data.base import BadCell, Tally
 from compress.data.folders import FolderError, alone
 from compress.progress import Silent
@@ -412,7 +413,7 @@ def test_the_runs_figures_lie_in_one_file(outcome: Outcome) -> None:
 @pytest.mark.slow
 def test_the_curves_of_the_choice_lie_in_the_bundle(outcome: Outcome) -> None:
     """Epoch by epoch on validation, the first look before any step."""
-    told = json.loads((bundle_of(outcome, 1, "coded").root / "history.json").read_text())
+    told = read_curves(bundle_of(outcome, 1, "coded").root / HISTORY_FILE)
 
     for part in ("train", "finetune"):
         assert told[part]["epoch"] == [0, 1, 2]
