@@ -25,6 +25,7 @@ from compress.methods.groups import (
     fit_budget,
     make_problem,
 )
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import TrainingData, device, reproducible
@@ -73,13 +74,14 @@ class OneShot(ABC):
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """Remove the groups of least worth until the budget is met.
 
         Raises:
             ConfigError: no choice of groups meets the budget.
         """
-        del train, checkpoint
+        del train, checkpoint, world  # all processes choose the same
         config, where = cast("OneShotConfig", config), device()
         scored = copy.deepcopy(ranker).to(where)
         bounded = bounds(scored, config.budget, config.flops_of, pricing)
