@@ -90,6 +90,7 @@ class Setting:
     learning_rate: float = 1e-3
     units: tuple[int, ...] = (512, 256)
     batch_norm: bool = False
+    interaction: str = "dot"  # of DLRM; or "cat"
 
 
 # One list for the three models: FuxiCTR's usual Criteo setting first, then the settings that a
@@ -203,7 +204,7 @@ class Ranker(BaseModel, ABC):
 
 
 class DLRM(Ranker):
-    """Naumov et al. 2019: dot products of fields; numbers enter as one vector by a bottom MLP."""
+    """Naumov et al. 2019: numbers enter as one vector by a bottom MLP; fields meet in products."""
 
     def build(self, setting: Setting) -> None:
         """Make the layers."""
@@ -213,14 +214,18 @@ class DLRM(Ranker):
             self.feature_map, setting.dim, not_required_feature_columns=self.numbers
         )
         fields = len(features) - len(self.numbers)
-        width = fields * (fields - 1) // 2
         if self.numbers:
             self.bottom = MLP_Block(
                 len(self.numbers), [512, 256, 64], "ReLU", setting.dim, output_activation="ReLU"
             )
-            width += fields + setting.dim
             fields += 1
-        self.interaction = InnerProductInteraction(fields, output="inner_product")
+        self.interaction: nn.Module
+        if setting.interaction == "cat":
+            self.interaction, width = nn.Flatten(), fields * setting.dim
+        else:
+            self.interaction = InnerProductInteraction(fields, output="inner_product")
+            width = fields * (fields - 1) // 2 + setting.dim * bool(self.numbers)
+        self.with_numbers = setting.interaction == "dot"
         self.top = MLP_Block(
             width,
             list(setting.units),
@@ -238,8 +243,8 @@ class DLRM(Ranker):
         if not numbers:
             return self.answer(self.top(self.interaction(vectors)))
         dense = self.bottom(torch.stack(numbers, dim=1))
-        vectors = torch.cat([vectors, dense.unsqueeze(1)], dim=1)
-        return self.answer(self.top(torch.cat([self.interaction(vectors), dense], dim=1)))
+        met = self.interaction(torch.cat([vectors, dense.unsqueeze(1)], dim=1))
+        return self.answer(self.top(torch.cat([met, dense], dim=1) if self.with_numbers else met))
 
 
 class DCNv2(Ranker):

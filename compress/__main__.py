@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,19 +42,28 @@ def run(
         list[str] | None,
         typer.Option("--override", "-o", help="Set a key: -o method.budget=0.1 (may repeat)."),
     ] = None,
+    ray_workers: Annotated[
+        int, typer.Option(min=0, help="Train on so many workers of a Ray cluster.")
+    ] = 0,
 ) -> None:
-    """Train, compress, export, evaluate and publish; go on where a killed run stopped."""
-    from compress.config import RunConfig, check, read
+    """Train, compress, export, evaluate and publish; go on where a killed run stopped.
+
+    Under torchrun its processes train together.
+    """
+    from compress.config import ConfigError, RunConfig, check, read
 
     table = read(config, override or ())
-    if "task" in table:
-        _run_session(table, str(config))
+    if "task" not in table:
+        _run_click(check(RunConfig, table, where=str(config)), ray_workers)
+    elif ray_workers:
+        raise ConfigError("--ray-workers: the session line trains in one process; leave it out")
     else:
-        _run_click(check(RunConfig, table, where=str(config)))
+        _run_session(table, str(config))
 
 
 def _run_session(table: dict[str, Any], where: str) -> None:
-    from compress.config import check
+    from compress.config import ConfigError, check
+    from compress.parallel import joined
     from compress.progress import terminal
     from compress.sessions.config import SessionRunConfig
     from compress.sessions.pipeline import run as run_plan
@@ -62,7 +71,9 @@ def _run_session(table: dict[str, Any], where: str) -> None:
     from compress.sessions.report import lines
 
     plan = resolve(check(SessionRunConfig, table, where=where))
-    with _stoppable():
+    with _stoppable(), joined() as world:
+        if world.size > 1:
+            raise ConfigError("the session line trains in one process: start it without torchrun")
         if notice := plan.source.notice():
             print(notice, file=sys.stderr)
         with terminal() as progress:
@@ -92,17 +103,27 @@ def _published(versions: Mapping[str, str], name: str, store: str) -> None:
     print(f"published in {store}: {published}")
 
 
-def _run_click(config: "RunConfig") -> None:
-    from compress.pipeline import resolve
+def _run_click(config: "RunConfig", ray_workers: int) -> None:
+    from compress.parallel import joined
+    from compress.pipeline import resolve, train
     from compress.pipeline import run as run_plan
-    from compress.progress import terminal
+    from compress.progress import Silent, terminal
 
     plan = resolve(config)
-    with _stoppable():
-        if notice := plan.source.notice():
+    with _stoppable(), ExitStack() as stack:
+        world = stack.enter_context(joined())
+        if world.first and (notice := plan.source.notice()):
             print(notice, file=sys.stderr)
-        with terminal() as progress:
-            outcome = run_plan(plan, progress)
+        progress = stack.enter_context(terminal()) if world.first else Silent()
+        if ray_workers:
+            from compress.cluster import train_on_ray
+
+            train_on_ray(plan.config, ray_workers)
+        if world.size > 1:
+            train(plan, progress, world)
+        if not world.first:
+            return
+        outcome = run_plan(plan, progress)
     _show(outcome, plan.config.name, plan.config.publish.store)
     if not outcome.verdict.holds:
         raise typer.Exit(GATED)

@@ -6,7 +6,6 @@ take the table's sparse gradient, add up the entries of equal rows, and update t
 the table's size; its memory is the table's, three times for Adam, once for SGD.
 """
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -37,8 +36,8 @@ class RowSgd:
 
     def step(self, lr: float) -> None:
         """Apply the gradient."""
-        for rows, gradient in _touched(self._table, self._l2):
-            self._table.data.index_add_(0, rows, gradient, alpha=-lr)
+        rows, gradient = _pulled(self._table, self._l2)
+        self._table.data.index_add_(0, rows, gradient, alpha=-lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
@@ -65,12 +64,12 @@ class RowAdam:
         self._steps += 1
         b1, b2 = self.BETAS
         scale = lr * (1 - b2**self._steps) ** 0.5 / (1 - b1**self._steps)
-        for rows, gradient in _touched(self._table, self._l2):
-            first = self._first[rows].lerp_(gradient, 1 - b1)
-            second = self._second[rows].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-            self._first[rows], self._second[rows] = first, second
-            update = first / second.sqrt_().add_(self.EPS)
-            self._table.data.index_add_(0, rows, update, alpha=-scale)
+        rows, gradient = _pulled(self._table, self._l2)
+        first = self._first[rows].lerp_(gradient, 1 - b1)
+        second = self._second[rows].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        self._first[rows], self._second[rows] = first, second
+        update = first / second.sqrt_().add_(self.EPS)
+        self._table.data.index_add_(0, rows, update, alpha=-scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Both moments and the number of steps."""
@@ -83,24 +82,27 @@ class RowAdam:
         self._steps = state["steps"]
 
 
-def _touched(table: Tensor, l2: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The distinct rows of a sparse gradient and their sums; nothing if there was no gradient."""
+def row_sums(table: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows (r,) that a table's sparse gradient names, and their sums (r, D)."""
     if table.grad is None:
-        return
+        return torch.empty(0, dtype=torch.int64, device=table.device), table.data[:0]
     sparse = table.grad
     rows, place = torch.unique(sparse._indices()[0], return_inverse=True)  # noqa: SLF001
     # What backward of a dense embedding of these rows alone computes: several times faster than
     # `coalesce`, and in a fixed order.
-    gradient = torch.ops.aten.embedding_dense_backward(
+    sums: Tensor = torch.ops.aten.embedding_dense_backward(
         sparse._values(),  # noqa: SLF001
         place,
         len(rows),
         -1,
         False,
     )
-    if l2:
-        gradient.add_(table.data[rows], alpha=l2)
-    yield rows, gradient
+    return rows, sums
+
+
+def _pulled(table: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    rows, gradient = row_sums(table)
+    return rows, gradient.add(table.data[rows], alpha=l2) if l2 else gradient
 
 
 class Optimizers:
@@ -108,7 +110,7 @@ class Optimizers:
 
     def __init__(self, ranker: Ranker, config: TrainConfig) -> None:
         self._tables = ranker.sparse_tables()
-        layers = [p for n, p in ranker.named_parameters() if n not in self._tables]
+        layers = ranker.layers()
         self._lr = config.lr
         self._row_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
         self._layers: torch.optim.Optimizer

@@ -7,6 +7,8 @@
 Each stage leaves its result in a folder that is named by a hash of all that it depends on, so a run
 that was killed goes on where it stopped, and a changed config starts afresh. Dense rankers have a
 folder of their own: runs that differ only in how they compress share them.
+
+Several processes may train together (`train`); the rest is done by one.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -39,6 +42,7 @@ from compress.evaluate import evaluate_folder
 from compress.export import click_card, export
 from compress.methods import METHODS
 from compress.methods.base import Compressed, Method
+from compress.parallel import ALONE, World
 from compress.pricing import MeasuredPricing
 from compress.progress import Progress
 from compress.rankers import RANKERS
@@ -148,6 +152,7 @@ class Site:
     shared: Path
     folder: Path
     progress: Progress
+    world: World = ALONE
 
     @property
     def test(self) -> Path:
@@ -174,13 +179,39 @@ def run(plan: Plan, progress: Progress) -> Outcome:
         return carry_out(site)
 
 
-def site_of(plan: Plan, progress: Progress) -> Site:
-    """The plan's data, prepared, and its folders."""
+def train(plan: Plan, progress: Progress, world: World) -> None:
+    """Train all rankers of a plan, as far as their checkpoints; `run` goes on from those.
+
+    Args:
+        plan: the same in all processes, which see the same ``runs`` folder.
+        progress: told of the steps done.
+        world: the processes; each of them calls this.
+
+    Raises:
+        CompressError, StoreError: it cannot go on; the text says why.
+    """
+    site, seeds = site_of(plan, progress, world), plan.config.seeds
+    with spacious(site.folder), _held(site, site.folder):
+        done = world.from_first(lambda: [finished(site, s) is not None for s in seeds], len(seeds))
+        for seed in (seed for seed, is_done in zip(seeds, done, strict=True) if not is_done):
+            with _held(site, site.of_seed(seed)):
+                dense = make_dense(site, seed)
+                fine_tune(site, seed, compress(site, seed, dense).ranker, dense.ranker)
+
+
+def _held(site: Site, folder: Path) -> AbstractContextManager[None]:
+    # The first process keeps other runs out for all.
+    return alone(folder) if site.world.first else nullcontext()
+
+
+def site_of(plan: Plan, progress: Progress, world: World = ALONE) -> Site:
+    """The plan's data, prepared by the first process that comes, and its folders."""
     config = plan.config
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = prepare(plan.source, config.runs / config.name / "data", progress)
-    return Site(plan, dataset, dense_folder(plan, dataset), run_folder(plan, dataset), progress)
+    folders = (dense_folder(plan, dataset), run_folder(plan, dataset))
+    return Site(plan, dataset, *folders, progress, world)
 
 
 def carry_out(site: Site) -> Outcome:
@@ -266,16 +297,7 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     """Compress the seed's dense ranker, fine-tune, export and evaluate."""
     here = site.of_seed(seed)
     dense = make_dense(site, seed)
-    compressed = site.plan.method.compress(
-        dense.ranker,
-        site.dataset,
-        config=site.plan.method_config,
-        seed=seed,
-        train=site.plan.config.train,
-        pricing=pricing_of(site, dense),
-        progress=site.progress,
-        checkpoint=here / "compress.ckpt",
-    )
+    compressed = compress(site, seed, dense)
     tuned = fine_tune(site, seed, compressed.ranker, dense.ranker)
 
     card = describe(site.plan, seed, dense.ranker, compressed)
@@ -296,6 +318,21 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     return result
 
 
+def compress(site: Site, seed: int, dense: Dense) -> Compressed:
+    """What the method makes of the seed's dense ranker."""
+    return site.plan.method.compress(
+        dense.ranker,
+        site.dataset,
+        config=site.plan.method_config,
+        seed=seed,
+        train=site.plan.config.train,
+        pricing=pricing_of(site, dense),
+        progress=site.progress,
+        checkpoint=site.of_seed(seed) / "compress.ckpt",
+        world=site.world,
+    )
+
+
 def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
     """What slimmed versions of a dense ranker take; nothing is measured before it is asked for."""
     return MeasuredPricing(
@@ -314,21 +351,28 @@ def make_dense(site: Site, seed: int) -> Dense:
     Where another run makes it just now, this one waits and finds it done.
     """
     here = site.dense_of(seed)
-    with in_turn(here, site.progress):
-        write_test_rows(site.dataset, site.test)
-        ranker, trained = train_dense(site, seed)
-        flops = Resources(flops=sum(ranker.flops().values()))
-        card = Card(
-            method="none",
-            ranker=site.plan.config.ranker.type,
-            seed=seed,
-            dense=flops,
-            slim=flops,
-            kept_features=tuple(feature.name for feature in ranker.features),
-        )
-        curves = {"train": _curve(trained)}
-        bundle, quality = judged(site, here / "dense", ranker, card, curves)
-        return Dense(ranker, trained, bundle, quality)
+    if site.world.first:
+        with in_turn(here, site.progress):
+            write_test_rows(site.dataset, site.test)
+            return judged_dense(site, seed, *train_dense(site, seed))
+    trained = train_dense(site, seed)
+    with in_turn(here, site.progress):  # after the first process, which exports and judges it
+        return judged_dense(site, seed, *trained)
+
+
+def judged_dense(site: Site, seed: int, ranker: Ranker, trained: FitResult) -> Dense:
+    """The trained ranker with its bundle and its quality."""
+    flops = Resources(flops=sum(ranker.flops().values()))
+    card = Card(
+        method="none",
+        ranker=site.plan.config.ranker.type,
+        seed=seed,
+        dense=flops,
+        slim=flops,
+        kept_features=tuple(feature.name for feature in ranker.features),
+    )
+    folder, curves = site.dense_of(seed) / "dense", {"train": _curve(trained)}
+    return Dense(ranker, trained, *judged(site, folder, ranker, card, curves))
 
 
 def own_dense(site: Site, seed: int) -> Bundle:
@@ -368,6 +412,7 @@ def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
         checkpoint=site.dense_of(seed) / "dense.ckpt",
         progress=site.progress,
         stage=f"seed {seed}: train",
+        world=site.world,
     )
 
 
@@ -382,6 +427,7 @@ def fine_tune(site: Site, seed: int, slim: Ranker, dense: Ranker) -> FitResult:
         progress=site.progress,
         teacher=dense,
         stage=f"seed {seed}: fine-tune",
+        world=site.world,
     )
 
 

@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from compress.config import CompressError
 from compress.costs import bytes_by_part
 from compress.data.encode import Dataset
+from compress.data.folders import locked
 from compress.export import export_split, graph_inputs, make_encoders, real_rows
 from compress.graph import Feeds, GraphSession, interleaved_us, one_request
 from compress.progress import Progress
@@ -195,6 +196,11 @@ class MeasuredPricing:
         return self._latency(sizes)
 
     def _measured(self) -> list[Timed]:
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.cache.parent, self.cache.name):  # the others of a run get the same
+            return self._measured_once()
+
+    def _measured_once(self) -> list[Timed]:
         if self.cache.exists():
             held = json.loads(self.cache.read_text())
             return [Timed(Sizes(one["widths"], one["hidden"]), one["us"]) for one in held]
@@ -203,7 +209,6 @@ class MeasuredPricing:
             {"widths": dict(t.sizes.widths), "hidden": dict(t.sizes.hidden), "us": t.us}
             for t in timed
         ]
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
         self.cache.write_text(json.dumps(rows))
         return timed
 

@@ -7,9 +7,11 @@ click models overfit, while AUC still creeps up.
 
 A run is a function of (ranker, data, config, seed): after a kill it goes on from its checkpoint to
 the same bytes. So the order of an epoch's rows is drawn anew from (seed, epoch), and a resumed
-epoch skips the batches that it has already seen.
+epoch skips the batches that it has already seen. In a `World` of several processes it is one of
+their number too, but only by the rounding of sums and by what dropout draws.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,7 @@ from compress.data.base import Part
 from compress.data.encode import Batch
 from compress.distill import click_loss, distillation_loss
 from compress.optimizers import Optimizers
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Inputs, Ranker
 from model_store.manifest import FeatureSpec, InputName
@@ -134,8 +137,12 @@ class Objective:
         config: DistillConfig,
         teacher: Ranker | None,
         where: torch.device,
+        *,
+        world: World = ALONE,
     ) -> None:
         self._ranker, self._config, self._where = ranker, config, where
+        self._world = world
+        self._layers, self._tables = ranker.layers(), list(ranker.sparse_tables().values())
         self._columns = Columns(dataset.features, ranker)
         self._teacher = teacher if config.weight else None
         if self._teacher is not None:
@@ -152,6 +159,19 @@ class Objective:
             soft = self._teacher(self._teacher_columns.inputs(batch, self._where))
         return distillation_loss(logits, label, soft, self._config)
 
+    def backward(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the loss, which is returned, in the parameters.
+
+        Args:
+            batch: the whole one; this process computes its share.
+        """
+        share = batch[self._world.share(len(batch))]
+        loss, part = torch.zeros((), device=self._where), len(share) / len(batch)
+        if len(share):
+            loss = self.loss(share)
+            torch.autograd.backward(loss, torch.tensor(part, device=self._where))
+        return self._world.sum_gradients_(self._layers, self._tables, loss.detach() * part)
+
 
 def shuffled(
     dataset: TrainingData, batch_size: int, seed: int, epoch: int, skip: int = 0
@@ -162,11 +182,11 @@ def shuffled(
 
 
 @contextmanager
-def reproducible(seed: int, where: torch.device) -> Iterator[None]:
+def reproducible(seed: int, where: torch.device, world: World = ALONE) -> Iterator[None]:
     """Dropout drawn from ``seed``, deterministic kernels; the caller's random state untouched."""
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(world.seed(seed))
         torch.use_deterministic_algorithms(mode=True, warn_only=where.type == "cuda")
         try:
             yield
@@ -174,14 +194,20 @@ def reproducible(seed: int, where: torch.device) -> Iterator[None]:
             torch.use_deterministic_algorithms(mode=before)
 
 
-def random_state(where: torch.device) -> list[Tensor]:
-    """The state of the generators that dropout draws from."""
+def random_states(where: torch.device, world: World = ALONE) -> list[list[Tensor]]:
+    """By process, the state of the generators that dropout draws from."""
     cuda = [torch.cuda.get_rng_state(where)] if where.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
+    kinds = [world.gathered(state) for state in (torch.get_rng_state(), *cuda)]
+    return [list(states) for states in zip(*kinds, strict=True)]
 
 
-def restore_random_state(state: list[Tensor], where: torch.device) -> None:
-    """The reverse of `random_state`."""
+def restore_random_state(
+    states: list[list[Tensor]], where: torch.device, world: World = ALONE
+) -> None:
+    """The reverse of `random_states`; a process more than there were draws anew."""
+    if world.rank >= len(states):
+        return
+    state = states[world.rank]
     torch.set_rng_state(state[0])
     if where.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], where)
@@ -210,6 +236,7 @@ def fit(
     progress: Progress,
     teacher: Ranker | None = None,
     stage: str = "train",
+    world: World = ALONE,
 ) -> FitResult:
     """Train in place; the ranker ends with the best weights seen on validation.
 
@@ -222,10 +249,13 @@ def fit(
         progress: told of steps, loss and rows per second.
         teacher: the ranker whose soft targets are imitated.
         stage: what ``progress`` calls this.
+        world: the processes that train together; all call this with the same arguments, and only
+            the first one looks at validation and writes the checkpoint.
 
     Raises:
         TrainingDiverged: the loss is no longer a number.
         ConfigError: the checkpoint belongs to another run.
+        ParallelError: another process has ended, or trains on something else.
     """
     where = device()
     ranker.to(where)
@@ -235,9 +265,10 @@ def fit(
         "rows": dict(dataset.rows),
         "shapes": {name: list(p.shape) for name, p in ranker.named_parameters()},
     }
-    with reproducible(seed, where):
-        loop = _Loop(ranker, dataset, config, seed, teacher, where)
+    with reproducible(seed, where, world):
+        loop = _Loop(ranker, dataset, config, seed, teacher, where, world)
         saved = checkpoints.load(checkpoint, run)
+        world.agree("what they train", json.dumps([run, saved and saved["counts"]]).encode())
         if saved is None:
             loop.look()
         else:
@@ -245,7 +276,9 @@ def fit(
         while not loop.finished:
             loop.train_to_next_look(progress, stage)
             if checkpoint is not None:
-                checkpoints.save(checkpoint, run, loop.state())
+                state = loop.state()
+                if world.first:
+                    checkpoints.save(checkpoint, run, state)
     ranker.load_state_dict(loop.best_weights)
     ranker.to("cpu").eval()
     history = tuple(loop.history)
@@ -263,6 +296,7 @@ class _Loop:
     seed: int
     teacher: Ranker | None
     where: torch.device
+    world: World = ALONE
     epoch: int = 0
     batch: int = 0  # of the epoch, done
     step: int = 0
@@ -277,7 +311,12 @@ class _Loop:
         decay = self.config.ema_decay
         self.average = Average(self.ranker, decay) if decay else None
         self._objective = Objective(
-            self.ranker, self.dataset, self.config.distill, self.teacher, self.where
+            self.ranker,
+            self.dataset,
+            self.config.distill,
+            self.teacher,
+            self.where,
+            world=self.world,
         )
         self._batches = math.ceil(self.dataset.rows["train"] / self.config.batch_size)
         looks = min(self.config.evaluations_per_epoch, self._batches)
@@ -306,10 +345,9 @@ class _Loop:
         steps = until - self.batch
         for batch in islice(self._rows, steps):
             self.optimizers.zero_grad()
-            loss = self._objective.loss(batch)
-            torch.autograd.backward(loss)
+            loss = self._objective.backward(batch)
             self._descend()
-            total += loss.detach()
+            total += loss
             self.batch += 1
             self.step += 1
             self.rows_seen += len(batch)
@@ -341,14 +379,15 @@ class _Loop:
             self._look(train_loss)
 
     def _look(self, train_loss: float) -> None:
-        scores, labels = predict(self.ranker, self.dataset, "validation")
-        check_finite(float(scores.sum()), self.step, "validation", self.config)
+        self.world.agree_on_weights(dict(self.ranker.named_parameters()))
+        logloss, auc = self.world.from_first(self._quality, 2)
+        check_finite(logloss, self.step, "validation", self.config)
         now = Evaluation(
             step=self.step,
             epoch=self.epoch + self.batch / self._batches,
             train_loss=train_loss,
-            logloss=metrics.logloss(labels, scores),
-            auc=metrics.auc(labels, scores) if 0 < labels.mean() < 1 else math.nan,
+            logloss=logloss,
+            auc=auc,
         )
         if now.logloss < min((e.logloss for e in self.history), default=math.inf):
             self.best_weights = {k: v.clone() for k, v in self.ranker.state_dict().items()}
@@ -357,6 +396,13 @@ class _Loop:
             self.worse += 1
             self.optimizers.factor *= self.config.lr_decay
         self.history.append(now)
+
+    def _quality(self) -> tuple[float, float]:
+        scores, labels = predict(self.ranker, self.dataset, "validation")
+        if not np.isfinite(scores).all():
+            return math.nan, math.nan
+        auc = metrics.auc(labels, scores) if 0 < labels.mean() < 1 else math.nan
+        return metrics.logloss(labels, scores), auc
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -378,7 +424,7 @@ class _Loop:
             "ranker": self.ranker.state_dict(),
             "best": self.best_weights,
             "optimizers": self.optimizers.state_dict(),
-            "random": random_state(self.where),
+            "random": random_states(self.where, self.world),
             "history": [asdict(evaluation) for evaluation in self.history],
             "counts": [self.epoch, self.batch, self.step, self.worse],
         }
@@ -390,6 +436,6 @@ class _Loop:
         self.optimizers.load_state_dict(state["optimizers"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        restore_random_state(state["random"], self.where)
+        restore_random_state(state["random"], self.where, self.world)
         self.history = [Evaluation(**evaluation) for evaluation in state["history"]]
         self.epoch, self.batch, self.step, self.worse = state["counts"]

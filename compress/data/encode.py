@@ -66,6 +66,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.label)
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(*(getattr(self, name)[rows] for name in (*INPUTS, "label")))
+
 
 class _Meta(Frozen):
     """What stands beside the encoded files; written last."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from compress.budget import Bound, Pricing
 from compress.config import Frozen, TrainConfig
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Keep, Ranker, Sizes
 from compress.slim import slim
@@ -50,6 +51,7 @@ class Method(Protocol):
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """Leave ``ranker`` as it is and return the smaller one.
 
@@ -62,6 +64,7 @@ class Method(Protocol):
             pricing: what budgets of bytes and time are counted by; None where there are none.
             progress: told of the steps done.
             checkpoint: where a run that takes long keeps its state, to go on after a kill.
+            world: the processes that compress together; all of them come to the same.
         """
         ...
 

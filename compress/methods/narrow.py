@@ -15,6 +15,7 @@ from compress.config import DistillConfig, Frozen, TrainConfig
 from compress.methods.base import Compressed, compressed
 from compress.methods.groups import Part, SlimmingConfig, make_problem
 from compress.methods.one_shot import uniform_counts
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import TrainingData, fit
@@ -47,6 +48,7 @@ class Narrow:
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """Build the narrow ranker and train it.
 
@@ -72,5 +74,6 @@ class Narrow:
             progress=progress,
             teacher=ranker,
             stage="train the narrow ranker",
+            world=world,
         )
         return made

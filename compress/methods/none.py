@@ -7,6 +7,7 @@ from typing import ClassVar
 from compress.budget import Pricing
 from compress.config import Frozen, TrainConfig
 from compress.methods.base import Compressed, keep_all, ratios
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import TrainingData
@@ -32,8 +33,9 @@ class NoMethod:
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """A copy."""
-        del dataset, config, seed, train, pricing, progress, checkpoint
+        del dataset, config, seed, train, pricing, progress, checkpoint, world
         same = copy.deepcopy(ranker)
         return Compressed(keep_all(ranker), same, {}, ratios(ranker, same), ())

@@ -24,6 +24,7 @@ from compress.methods.groups import (
     make_problem,
 )
 from compress.methods.problem import Order, fit_budget
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import TrainingData, device, reproducible
@@ -72,13 +73,14 @@ class OneShot(ABC):
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """Remove the groups of least worth until the budget is met.
 
         Raises:
             ConfigError: no choice of groups meets the budget.
         """
-        del train, checkpoint
+        del train, checkpoint, world  # all processes choose the same
         config, where = cast("OneShotConfig", config), device()
         scored = copy.deepcopy(ranker).to(where)
         bounded = bounds(scored, config.budget, config.flops_of, pricing)

@@ -5,6 +5,7 @@ targets of the dense ranker, the record, and going on from a checkpoint to the s
 """
 
 import copy
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, cast
 
-import torch
 from pydantic import Field as Option
 
 from compress import checkpoint as checkpoints
@@ -23,6 +23,7 @@ from compress.methods.base import Compressed, compressed
 from compress.methods.groups import Norms, Problem, SlimmingConfig, make_problem
 from compress.methods.problem import Order
 from compress.optimizers import Optimizers
+from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker
 from compress.train import (
@@ -31,7 +32,7 @@ from compress.train import (
     TrainingData,
     check_finite,
     device,
-    random_state,
+    random_states,
     reproducible,
     restore_random_state,
     shuffled,
@@ -128,24 +129,26 @@ class SteppedMethod(ABC):
         pricing: Pricing | None,
         progress: Progress,
         checkpoint: Path | None,
+        world: World = ALONE,
     ) -> Compressed:
         """Slim a trained ranker until the budget is met; never over it, and close below.
 
         Raises:
             ConfigError: no choice of groups meets the budget; or a foreign checkpoint.
             TrainingDiverged: the loss is no longer a number.
+            ParallelError: another process has ended, or slims something else.
         """
         config = cast("StepsConfig", config)
         where, train = device(), config.train_config(train)
         slimming = copy.deepcopy(ranker).to(where)
         bounded = bounds(slimming, config.budget, config.flops_of, pricing)
-        with reproducible(seed, where):
+        with reproducible(seed, where, world):
             problem = make_problem(
                 slimming, config, bounded, dataset, seed=seed, norms=self.norms(config)
             )
             batches = math.ceil(dataset.rows["train"] / train.batch_size)
             course = Course(problem, dataset, seed, batches * config.epochs, train.lr)
-            loop = _Loop(course, self.steps(config, course), ranker, train, progress)
+            loop = _Loop(course, self.steps(config, course), ranker, train, progress, world)
             loop.go(config.epochs, checkpoint, {"method": config.model_dump(mode="json")})
             keep = problem.keep(*loop.steps.within_budget())
         return compressed(ranker, slimming, keep, bounded, tuple(loop.history))
@@ -160,6 +163,7 @@ class _Loop:
     dense: Ranker
     train: TrainConfig
     progress: Progress
+    world: World = ALONE
     epoch: int = 0
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -170,7 +174,7 @@ class _Loop:
         distill = self.train.distill
         teacher = copy.deepcopy(self.dense) if distill.weight else None
         self._objective = Objective(
-            self._ranker, self.course.dataset, distill, teacher, self._where
+            self._ranker, self.course.dataset, distill, teacher, self._where, world=self.world
         )
         self._optimizers = Optimizers(self._ranker, self.train)
 
@@ -178,6 +182,9 @@ class _Loop:
         """All epochs, from the checkpoint's on."""
         run = {**run, **self._description()}
         saved = checkpoints.load(checkpoint, run)
+        bounds = [[bound.name, bound.limit] for bound in self.course.problem.bounds]
+        begun = [run, bounds, saved and saved["counts"]]
+        self.world.agree("what they slim", json.dumps(begun).encode())
         if saved is not None:
             self._restore(saved)
         self._ranker.train()
@@ -187,17 +194,19 @@ class _Loop:
             ):
                 self._take(batch)
             self.epoch += 1
+            self.world.agree_on_weights(dict(self._ranker.named_parameters()))
             if checkpoint is not None:
-                checkpoints.save(checkpoint, run, self._saved())
+                state = self._saved()
+                if self.world.first:
+                    checkpoints.save(checkpoint, run, state)
 
     def _take(self, batch: Batch) -> None:
         self._optimizers.zero_grad()
-        loss = self._objective.loss(batch)
-        torch.autograd.backward(loss)
+        loss = self._objective.backward(batch)
         self._optimizers.step()
         numbers = self.steps.after_gradient()
         self.step += 1
-        self._record(float(loss.detach()), numbers)
+        self._record(float(loss), numbers)
 
     def _record(self, loss: float, numbers: Mapping[str, float]) -> None:
         step, last = self.step, self.course.steps
@@ -220,7 +229,7 @@ class _Loop:
         return {
             "ranker": self._ranker.state_dict(),
             "optimizers": self._optimizers.state_dict(),
-            "random": random_state(self._where),
+            "random": random_states(self._where, self.world),
             "steps": self.steps.state(),
             "counts": [self.epoch, self.step],
             "history": self.history,
@@ -229,7 +238,7 @@ class _Loop:
     def _restore(self, saved: dict[str, Any]) -> None:
         self._ranker.load_state_dict(saved["ranker"])
         self._optimizers.load_state_dict(saved["optimizers"])
-        restore_random_state(saved["random"], self._where)
+        restore_random_state(saved["random"], self._where, self.world)
         self.steps.restore(saved["steps"])
         self.epoch, self.step = saved["counts"]
         self.history = saved["history"]

@@ -526,6 +526,11 @@ class Ranker(nn.Module, ABC):
         tables = [(w, t) for w, t in self.tables.items() if isinstance(t, nn.Embedding)]
         return {f"tables.{width}.weight": table.weight for width, table in tables}
 
+    def layers(self) -> list[nn.Parameter]:
+        """All other parameters."""
+        tables = self.sparse_tables()
+        return [p for name, p in self.named_parameters() if name not in tables]
+
     def request_fields(self, inputs: Inputs) -> list[Tensor]:
         """Runs of the request's fields of one width (R, k, D); none without any."""
         parts: list[Tensor] = self.request(self.tables, inputs.request_numeric, inputs.request_ids)
