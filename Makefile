@@ -125,7 +125,7 @@ $(RUN): $(PINS) | $(VENV)/.made
 
 $(DEV): $(PINS) | $(VENV)/.made
 	$(install_torch)
-	$(PIP) install -q -c constraints/dev.txt -e '.[serve,compress,loadtest,dev]'
+	$(PIP) install -q -c constraints/dev.txt -e '.[serve,compress,ray,loadtest,dev]'
 	@touch $(RUN) $@
 
 $(SERVE): pyproject.toml setup.py constraints/serve.txt constraints/dev.txt service/_kernels.c | $(SERVE_VENV)/.made
@@ -138,7 +138,7 @@ FREEZE := -m pip freeze --exclude-editable --disable-pip-version-check | sed -nE
 
 .PHONY: constraints
 constraints: $(VENV)/.made  ## take the newest versions that fit and pin them in constraints/
-	$(PIP) install -q --upgrade --upgrade-strategy eager 'torch==2.13.0' -e '.[serve,compress,loadtest,dev]'
+	$(PIP) install -q --upgrade --upgrade-strategy eager 'torch==2.13.0' -e '.[serve,compress,ray,loadtest,dev]'
 	$(PY) $(FREEZE) > constraints/dev.txt
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
 	$(QUIETLY) $(BUILD)/pins/bin/python -m pip --disable-pip-version-check install -q -c constraints/dev.txt -e '.[serve]'

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -96,11 +97,16 @@ class Outcome:
 
 
 class SeedRun(Frozen):
-    """What one seed's stages found; kept in ``seed-<n>/result.json``."""
+    """What one seed's stages found; kept in ``seed-<n>/result.json``.
+
+    Attributes:
+        seconds: compressing and fine-tuning took; None if a killed run had begun with it.
+    """
 
     result: SeedResult
     dense: Resources
     slim: Resources
+    seconds: float | None
 
 
 def resolve(config: RunConfig) -> Plan:
@@ -266,6 +272,7 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     """Compress the seed's dense ranker, fine-tune, export and evaluate."""
     here = site.of_seed(seed)
     dense = make_dense(site, seed)
+    started, resumed = time.perf_counter(), any(here.glob("*.ckpt"))
     compressed = site.plan.method.compress(
         dense.ranker,
         site.dataset,
@@ -277,6 +284,7 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
         checkpoint=here / "compress.ckpt",
     )
     tuned = fine_tune(site, seed, compressed.ranker, dense.ranker)
+    seconds = None if resumed else time.perf_counter() - started
 
     card = describe(site.plan, seed, dense.ranker, compressed)
     curves = {
@@ -289,6 +297,7 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
         result=SeedResult(seed=seed, dense=dense.quality, slim=quality),
         dense=resources(dense.ranker, dense.bundle),
         slim=resources(compressed.ranker, bundle),
+        seconds=seconds,
     )
     write_whole(here / "result.json", result.model_dump_json(indent=1))
     for checkpoint in here.glob("*.ckpt"):
@@ -303,9 +312,14 @@ def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
         dense.bundle,
         site.dataset,
         site.plan.config.export.timing_candidates,
-        cache=site.shared / "latency.json",
+        cache=latency_file(site),
         progress=site.progress,
     )
+
+
+def latency_file(site: Site) -> Path:
+    """Where measured times lie, by which budgets of time are told."""
+    return site.shared / "latency.json"
 
 
 def make_dense(site: Site, seed: int) -> Dense:
@@ -329,6 +343,11 @@ def make_dense(site: Site, seed: int) -> Dense:
         curves = {"train": _curve(trained)}
         bundle, quality = judged(site, here / "dense", ranker, card, curves)
         return Dense(ranker, trained, bundle, quality)
+
+
+def has_dense(site: Site, seed: int) -> bool:
+    """Whether all of the seed's `make_dense` is done."""
+    return _quality_file(site.dense_of(seed) / "dense").exists()
 
 
 def own_dense(site: Site, seed: int) -> Bundle:
@@ -409,7 +428,7 @@ def judged(
 ) -> tuple[Bundle, Quality]:
     """Export and evaluate a ranker, or read what an earlier run has left of it."""
     stage = f"seed {card.seed}: export and evaluate {folder.name}"
-    found = folder.with_suffix(".quality.json")
+    found = _quality_file(folder)
     site.progress.step(stage, 0, 2)
     bundle = export_once(site, folder, ranker, card, history)
     site.progress.step(stage, 1, 2)
@@ -417,6 +436,10 @@ def judged(
         write_whole(found, evaluate_apart(bundle.root, site.test).model_dump_json())
     site.progress.step(stage, 2, 2)
     return bundle, Quality.model_validate_json(found.read_bytes())
+
+
+def _quality_file(bundle: Path) -> Path:
+    return bundle.with_suffix(".quality.json")
 
 
 def export_once(
