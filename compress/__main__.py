@@ -1,4 +1,4 @@
-"""Commands: run a config, evaluate a bundle, report on a bundle.
+"""Commands: run a config, sweep over many, evaluate a bundle, report on bundles, encode a table.
 
 Heavy imports stand inside the commands, so that `evaluate` and `--help` load no torch.
 """
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from compress.config import RunConfig
     from compress.pipeline import Outcome
     from compress.progress import Progress
+    from compress.sweep.plan import Sweep
+    from compress.sweep.run import Outcome as SweepOutcome
     from model_store.bundle import Bundle
     from model_store.manifest import Quality, SessionQuality
 
 REFUSED = 2  # the input cannot be used
 UNREAD = 1  # nobody reads on, as in `report … | head`
 GATED = 3  # compression cost more quality than the gate allows
+FAILED = 4  # some cells of a sweep could not be done
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -127,6 +130,70 @@ def _run_click(config: "RunConfig", ray_workers: int) -> None:
     _show(outcome, plan.config.name, plan.config.publish.store)
     if not outcome.verdict.holds:
         raise typer.Exit(GATED)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--override", "-o", help="Set a key of the sweep, or of its base."),
+    ] = None,
+    *,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time, a core each (default: all cores).")
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="local, or ray: through Ray Tune.")] = "local",
+    times: Annotated[
+        bool, typer.Option(help="Time all bundles when the cells are done, one after the other.")
+    ] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-O", help="Folder of table and report (default: reports/CONFIG)."
+        ),
+    ] = None,
+) -> None:
+    """Run methods × budgets × seeds side by side, and compare them; publishes nothing."""
+    from compress.progress import terminal
+    from compress.sweep.launchers import make_launcher
+    from compress.sweep.plan import load
+    from compress.sweep.run import run as run_sweep
+
+    chosen, planned = make_launcher(launcher), load(config, override or ())
+    with _stoppable():
+        for notice in dict.fromkeys(v.plan.source.notice() for v in planned.variants):
+            if notice:
+                print(notice, file=sys.stderr)
+        with terminal() as progress:
+            outcome = run_sweep(
+                planned,
+                chosen,
+                workers=workers or os.cpu_count() or 1,
+                times=times,
+                folder=output or Path("reports") / config.stem,
+                progress=progress,
+            )
+    _show_sweep(outcome, planned)
+    if outcome.faults:
+        raise typer.Exit(FAILED)
+
+
+def _show_sweep(outcome: "SweepOutcome", planned: "Sweep") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from compress.sweep.report import SUMMARY, summary
+
+    table = Table(title=f"{planned.variants[0].plan.config.name}: mean over seeds")
+    for heading in ("method", "budget", *SUMMARY):
+        table.add_column(heading, justify="left" if heading in {"method", "budget"} else "right")
+    for line in summary(outcome.results):
+        table.add_row(*line)
+    Console().print(table)
+    for name, fault in outcome.faults.items():
+        print(f"failed: {name}: {fault.text}", file=sys.stderr)
+    print(f"written to {outcome.folder}: results.parquet, report.html, frontier.png, frontier.svg")
 
 
 @app.command()

@@ -172,11 +172,20 @@ def _set(table: dict[str, Any], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"-o {override}: expected key=value, like -o method.budget=0.1")
+    put(table, names, _value(text.strip()), where=f"-o {override}")
+
+
+def put(table: dict[str, Any], names: Sequence[str], value: Any, where: str) -> None:
+    """Set what lies under a path of names, in place; sections that are missing are made.
+
+    Raises:
+        ConfigError: one of them is a value; ``where`` says who asked.
+    """
     for name in names[:-1]:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"-o {override}: {name!r} is a value, not a section")
-    table[names[-1]] = _value(text.strip())
+            raise ConfigError(f"{where}: {name!r} is a value, not a section")
+    table[names[-1]] = value
 
 
 def _value(text: str) -> Any:

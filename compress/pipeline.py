@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -100,11 +101,16 @@ class Outcome:
 
 
 class SeedRun(Frozen):
-    """What one seed's stages found; kept in ``seed-<n>/result.json``."""
+    """What one seed's stages found; kept in ``seed-<n>/result.json``.
+
+    Attributes:
+        seconds: compressing and fine-tuning took; None if a killed run had begun with it.
+    """
 
     result: SeedResult
     dense: Resources
     slim: Resources
+    seconds: float | None
 
 
 def resolve(config: RunConfig) -> Plan:
@@ -297,8 +303,10 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     """Compress the seed's dense ranker, fine-tune, export and evaluate."""
     here = site.of_seed(seed)
     dense = make_dense(site, seed)
+    started, resumed = time.perf_counter(), any(here.glob("*.ckpt"))
     compressed = compress(site, seed, dense)
     tuned = fine_tune(site, seed, compressed.ranker, dense.ranker)
+    seconds = None if resumed else time.perf_counter() - started
 
     card = describe(site.plan, seed, dense.ranker, compressed)
     curves = {
@@ -311,6 +319,7 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
         result=SeedResult(seed=seed, dense=dense.quality, slim=quality),
         dense=resources(dense.ranker, dense.bundle),
         slim=resources(compressed.ranker, bundle),
+        seconds=seconds,
     )
     write_whole(here / "result.json", result.model_dump_json(indent=1))
     for checkpoint in here.glob("*.ckpt"):
@@ -340,9 +349,14 @@ def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
         dense.bundle,
         site.dataset,
         site.plan.config.export.timing_candidates,
-        cache=site.shared / "latency.json",
+        cache=latency_file(site),
         progress=site.progress,
     )
+
+
+def latency_file(site: Site) -> Path:
+    """Where measured times lie, by which budgets of time are told."""
+    return site.shared / "latency.json"
 
 
 def make_dense(site: Site, seed: int) -> Dense:
@@ -373,6 +387,11 @@ def judged_dense(site: Site, seed: int, ranker: Ranker, trained: FitResult) -> D
     )
     folder, curves = site.dense_of(seed) / "dense", {"train": _curve(trained)}
     return Dense(ranker, trained, *judged(site, folder, ranker, card, curves))
+
+
+def has_dense(site: Site, seed: int) -> bool:
+    """Whether all of the seed's `make_dense` is done."""
+    return _quality_file(site.dense_of(seed) / "dense").exists()
 
 
 def own_dense(site: Site, seed: int) -> Bundle:
@@ -455,7 +474,7 @@ def judged(
 ) -> tuple[Bundle, Quality]:
     """Export and evaluate a ranker, or read what an earlier run has left of it."""
     stage = f"seed {card.seed}: export and evaluate {folder.name}"
-    found = folder.with_suffix(".quality.json")
+    found = _quality_file(folder)
     site.progress.step(stage, 0, 2)
     bundle = export_once(site, folder, ranker, card, history)
     site.progress.step(stage, 1, 2)
@@ -463,6 +482,10 @@ def judged(
         write_whole(found, evaluate_apart(bundle.root, site.test).model_dump_json())
     site.progress.step(stage, 2, 2)
     return bundle, Quality.model_validate_json(found.read_bytes())
+
+
+def _quality_file(bundle: Path) -> Path:
+    return bundle.with_suffix(".quality.json")
 
 
 def export_once(

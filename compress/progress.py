@@ -17,14 +17,14 @@ LINE_EVERY_S: Final = 15.0
 class Progress(Protocol):
     """A listener to stages of work."""
 
-    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+    def step(self, stage: str, done: int, total: int | None, **numbers: float | str) -> None:
         """``done`` of ``total`` units of a stage are done (total None: unknown)."""
 
 
 class Silent:
     """Says nothing."""
 
-    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+    def step(self, stage: str, done: int, total: int | None, **numbers: float | str) -> None:
         """Nothing."""
 
 
@@ -35,7 +35,7 @@ class Terminal:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
-    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+    def step(self, stage: str, done: int, total: int | None, **numbers: float | str) -> None:
         """Moves the stage's bar."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, numbers="")
@@ -52,7 +52,7 @@ class Lines:
         self._write, self._clock = write, clock
         self._last: dict[str, float] = {}
 
-    def step(self, stage: str, done: int, total: int | None, **numbers: float) -> None:
+    def step(self, stage: str, done: int, total: int | None, **numbers: float | str) -> None:
         """Says it where the time has come."""
         now = self._clock()
         if stage in self._last and done != total and now - self._last[stage] < LINE_EVERY_S:
@@ -62,11 +62,13 @@ class Lines:
         self._write(f"{stage}: {count}  {_told(numbers)}".rstrip() + "\n")
 
 
-def _told(numbers: dict[str, float]) -> str:
+def _told(numbers: dict[str, float | str]) -> str:
     return "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
 
 
-def _short(value: float) -> str:
+def _short(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR2004
 
 

@@ -1,12 +1,15 @@
 """What the stages of every run share: versions of tools, a fresh process, publishing."""
 
 import multiprocessing
+import os
 import platform
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -22,6 +25,7 @@ T = TypeVar("T")
 C = TypeVar("C", Card, SessionCard)
 
 MOST_SEALS: Final = 5
+ORPHANED: Final = 1
 
 TOOLS: Final = ("slimrank", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "polars")
 
@@ -41,6 +45,22 @@ def tools() -> dict[str, str]:
     return found
 
 
+def attached() -> None:
+    """Tie this process to the one that started it.
+
+    Ctrl-C reaches both, and one message is enough; but where the other one ends, however it does,
+    this one may not stay behind, at work on files that the next run wants.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(ORPHANED)  # at once: what is written is written whole
+
+
 def apart(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a fresh process, which sees nothing but its arguments.
 
@@ -48,12 +68,8 @@ def apart(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         RunError: that process died; ``what`` says what it was doing.
     """
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches both processes; one message is enough.
-    silence = (signal.SIGINT, signal.SIG_IGN)
     try:
-        with ProcessPoolExecutor(
-            1, mp_context=context, initializer=signal.signal, initargs=silence
-        ) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=attached) as pool:
             return pool.submit(function, *args, **kwargs).result()
     except BrokenProcessPool:
         raise RunError(

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from compress.__main__ import main
-from compress.config import ExportConfig
+from compress.config import ExportConfig, load
 from compress.data.base import Part
 from compress.data.encode import Batch, Dataset, place, prepare, widths
 from compress.data.synthetic import Synthetic, SyntheticConfig
 from compress.export import export
+from compress.pipeline import Outcome, resolve, run
 from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Inputs, Keep, Ranker
@@ -31,6 +32,7 @@ from model_store.manifest import (
     Resources,
     SeedResult,
 )
+from tests.compress.tiny import config_file
 
 SMALL: dict[str, dict[str, Any]] = {"dlrm": {"top": (12, 9)}, "dcnv2": {"deep": (12, 9)}}
 CASES = [
@@ -288,3 +290,15 @@ def test_rows(dataset: Dataset, tmp_path: Path) -> Path:
     path = tmp_path / "test.parquet"
     next(iter(dataset.raw("test"))).write_parquet(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one whole run of all tests goes: copy it, do not work in it."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_place: Path) -> Outcome:
+    """A whole run over two seeds."""
+    return run(resolve(load(config_file(tiny_place))), Silent())

@@ -22,44 +22,9 @@ from compress.progress import Silent
 from model_store.bundle import open_bundle
 from model_store.manifest import Quality, SeedResult
 from model_store.store import open_store
-
-CONFIG = """
-name = "tiny"
-seeds = [1, 2]
-[data]
-type = "synthetic"
-rows = 3000
-catalogue = 40
-[ranker]
-type = "dlrm"
-dim = 4
-bottom = [6]
-top = [16, 8]
-[train]
-lr = 1e-2
-batch_size = 128
-epochs = 2
-[method]
-type = "umec"
-budget.flops = 0.5
-[finetune]
-batch_size = 128
-epochs = 1
-[export]
-golden_requests = 2
-golden_candidates = 10
-timing_candidates = 20
-"""
+from tests.compress.tiny import config_file
 
 Configured = Callable[..., RunConfig]
-
-
-def config_file(folder: Path) -> Path:
-    """The config, its run folder and its store inside ``folder``."""
-    path = folder / "tiny.toml"
-    places = f'runs = "{folder / "runs"}"\npublish.store = "{folder / "store"}"\n'
-    path.write_text(places + CONFIG)
-    return path
 
 
 def configured(folder: Path, *overrides: str) -> RunConfig:
@@ -73,15 +38,15 @@ def folders_of(outcome: Outcome) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the module's one run goes."""
-    return tmp_path_factory.mktemp("run")
+def place(tiny_place: Path) -> Path:
+    """Where that run went."""
+    return tiny_place
 
 
 @pytest.fixture(scope="module")
-def outcome(place: Path) -> Outcome:
+def outcome(tiny_run: Outcome) -> Outcome:
     """A whole run over two seeds."""
-    return run(resolve(configured(place)), Silent())
+    return tiny_run
 
 
 def shared_by(place: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from compress.data import SOURCES
 from compress.methods import METHODS
 from compress.rankers import RANKERS
+from compress.sweep.launchers import LAUNCHERS
 from service.caches import CACHES
 from service.caches.redis import FORMAT
 from service.catalogue import ARRAYS
@@ -84,7 +85,9 @@ def test_each_error_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [SOURCES, RANKERS, METHODS, CACHES], ids=["sources", "rankers", "methods", "caches"]
+    "registry",
+    [SOURCES, RANKERS, METHODS, LAUNCHERS, CACHES],
+    ids=["sources", "rankers", "methods", "launchers", "caches"],
 )
 def test_each_registry_member_is_in_the_readme(registry: Iterable[str]) -> None:
     """A reader learns from README what there is to choose from."""
