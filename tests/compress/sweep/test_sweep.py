@@ -213,7 +213,7 @@ def test_a_cell_that_fails_is_told_and_tried_again_alone(outcome: Outcome, here:
     assert "1 cell failed" in (here / "new" / "report.html").read_text()
 
     again = InThisProcess(idle=True)
-    swept_in(here, again, *hungry[1::2])
+    carry_out(cells_of(load(sweep_file(here), hungry[1::2]), Silent()), again, 2, Silent())
     assert again.waves == [(["hungry flops=1e-06 seed 1"], 2)]
 
 
