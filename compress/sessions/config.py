@@ -20,6 +20,7 @@ class FitConfig(Frozen):
         newest: so many sessions are learned from, the newest ones; 0: all.
         batch_clicks: clicks in a batch, about.
         negatives: items drawn for each batch besides its own; 0: the whole catalogue.
+        half: multiply the cross-entropy's logits in bfloat16, see `compress/sessions/softmax.py`.
         patience: epochs without a better validation NDCG@20 that are borne before stopping.
         weight_decay: of the encoder.
     """
@@ -29,6 +30,7 @@ class FitConfig(Frozen):
     newest: int = Field(default=0, ge=0)
     batch_clicks: int = Field(default=512, ge=2)
     negatives: int = Field(default=2048, ge=0)
+    half: bool = False
     epochs: int = Field(default=10, gt=0)
     patience: int = Field(default=3, ge=0)
     weight_decay: float = Field(default=0.0, ge=0.0)

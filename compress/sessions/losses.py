@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from compress.sessions.rankers.base import NOTHING
+from compress.sessions.softmax import column_mass
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +69,31 @@ class Scored:
     """Positions of a batch against its columns.
 
     Attributes:
-        logits: (P, C) of the columns, corrected.
+        query: (P, D).
+        vectors: (C, D) of the columns' items.
+        correction: (C,) log of how many items each stands for.
         repeat: (P, T) log weights of the session's items; `NOTHING` where there is none.
         target_column: (P,) column of the target.
         hits: (P, T) whether that session item is the target.
     """
 
-    logits: Tensor
+    query: Tensor
+    vectors: Tensor
+    correction: Tensor
     repeat: Tensor
     target_column: Tensor
     hits: Tensor
 
     def ways(self) -> Tensor:
         """(P, C + T) log weights of all ways."""
-        return torch.cat([self.logits, self.repeat], dim=1)
+        return torch.cat([self.query @ self.vectors.T + self.correction, self.repeat], dim=1)
+
+    def reaching(self) -> Tensor:
+        """(P, 1 + T) log weights of the ways to the target."""
+        target = (self.query * self.vectors[self.target_column]).sum(1)
+        target = target + self.correction[self.target_column]
+        repeats = self.repeat.masked_fill(~self.hits, NOTHING)
+        return torch.cat([target.unsqueeze(1), repeats], dim=1)
 
 
 def scored(
@@ -103,21 +115,20 @@ def scored(
         history: (P, T) item rows of the sessions.
         target: (P,) item rows.
     """
-    logits = query @ vectors.T + columns.correction
     hits = (history == target.unsqueeze(1)) & (repeat > NOTHING / 2)
-    return Scored(logits, repeat, columns.place[target], hits)
+    return Scored(query, vectors, columns.correction, repeat, columns.place[target], hits)
 
 
-def next_item_loss(given: Scored) -> Tensor:
-    """Mean of -log p(target)."""
-    reaching = torch.cat(
-        [
-            given.logits.gather(1, given.target_column.unsqueeze(1)),
-            given.repeat.masked_fill(~given.hits, NOTHING),
-        ],
-        dim=1,
-    )
-    return (given.ways().logsumexp(1) - reaching.logsumexp(1)).mean()
+def next_item_loss(given: Scored, *, half: bool = False) -> Tensor:
+    """Mean of -log p(target).
+
+    Args:
+        given: the positions.
+        half: multiply with the columns in bfloat16, see `column_mass`.
+    """
+    columns = column_mass(given.query, given.vectors, given.correction, half=half)
+    ways = torch.cat([columns.unsqueeze(1), given.repeat], dim=1)
+    return (ways.logsumexp(1) - given.reaching().logsumexp(1)).mean()
 
 
 def soft_target_loss(student: Scored, teacher: Scored) -> Tensor:

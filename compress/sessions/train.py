@@ -82,11 +82,12 @@ class Objective:
         vectors = student.table(columns.rows)
         given = score_batch(student, batch, columns, vectors)
         if teacher is None:
-            loss = next_item_loss(given)
+            loss = next_item_loss(given, half=self._config.half)
         elif imitates:
             loss = teacher.imitation(given, batch, columns)
         else:
-            loss = teacher.loss(next_item_loss(given), given, batch, columns, vectors)
+            own = next_item_loss(given, half=self._config.half)
+            loss = teacher.loss(own, given, batch, columns, vectors)
         return loss + student.table.penalty(), len(batch.target)
 
     def _columns(self, batch: Batch) -> Columns:
