@@ -19,7 +19,7 @@ class _ColumnMass(torch.autograd.Function):
     """See `column_mass`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, vectors: Tensor, correction: Tensor, kind: torch.dtype
     ) -> Tensor:
         queries, columns = query.to(kind), vectors.to(kind)
@@ -37,7 +37,7 @@ class _ColumnMass(torch.autograd.Function):
         return mass
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         queries, columns, shares = ctx.saved_tensors
         scale = gradient.unsqueeze(1)  # (P, 1)
         of_query = (shares @ columns).to(gradient.dtype) * scale
