@@ -1,6 +1,7 @@
 """Rankers without parameters: what they weigh, what they count, and the known figures."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,20 @@ from compress.sessions.sources.files import SessionFiles, SessionFilesConfig
 from compress.sessions.sources.synthetic import SyntheticSessions, SyntheticSessionsConfig
 from model_store.manifest import Resources, SessionCard, SessionQuality
 from tests.compress.sessions.test_data import sessions
+from tests.compress.sessions.tracing import traced_once
 
 EMPTY = torch.zeros(2, 7, 1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with traced_once():
+        yield
+
+
 def floor(name: str, **options: Any) -> SessionRanker:
     """A ranker with these options."""
+    torch.manual_seed(0)  # a floor, too, has a drawn start, which nothing reads
     return FLOORS[name](FLOORS[name].Config(**options)).eval()
 
 

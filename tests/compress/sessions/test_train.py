@@ -412,7 +412,7 @@ def test_a_table_is_told_how_far_training_is(data: SessionData) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sasrec", {"length": 6}), ("sasrec", {"repeat": False}), ("stamp", {"length": 2})],
+    [("sasrec", {"length": 6}), ("stamp", {"length": 2, "repeat": False})],
 )
 def test_epochs_are_judged_as_bundles_are(
     data: SessionData, tmp_path: Path, name: str, options: dict[str, Any]
