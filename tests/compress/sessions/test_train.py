@@ -6,7 +6,7 @@ import sys
 import textwrap
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -222,19 +222,37 @@ def test_same_seed_same_bytes(data: SessionData) -> None:
     assert results[0] != results[2]
 
 
-@pytest.mark.parametrize(
-    "soft",
-    [{}, {"soft": 0.5, "contrast": 0.3}, {"soft": 0.5, "contrast": 0.3, "bidirectional": True}],
+class Whole(NamedTuple):
+    """What training comes to that nothing stops."""
+
+    soft: dict[str, Any]
+    student: Student
+    teacher: Distillation | None
+    epochs: tuple[Epoch, ...]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        {},
+        {"soft": 0.5, "contrast": 0.3},
+        {"soft": 0.5, "contrast": 0.3, "bidirectional": True},
+    ],
     ids=["alone", "taught", "both learn"],
 )
+def unbroken(request: pytest.FixtureRequest, data: SessionData) -> Whole:
+    """A student, alone or with its teacher, as training leaves them. Read only."""
+    student, teacher = pair(data, **request.param)
+    return Whole(request.param, student, teacher, learn(student, data, distillation=teacher))
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_resumed_run_ends_in_the_same_bytes(
-    data: SessionData, tmp_path: Path, soft: dict[str, Any], epoch: int
+    data: SessionData, tmp_path: Path, unbroken: Whole, epoch: int
 ) -> None:
     """Stopped in any epoch and started again, training gives what it would have given."""
     file = tmp_path / "learn.ckpt"
-    whole, teacher = pair(data, **soft)
-    expected = learn(whole, data, distillation=teacher)
+    soft, whole, teacher, expected = unbroken
     broken, its_teacher = pair(data, **soft)
     with pytest.raises(Stop):
         learn(broken, data, distillation=its_teacher, checkpoint=file, progress=StopAt(epoch))
