@@ -87,8 +87,8 @@ class _TableAverage:
         return self.rows
 
     def _catch_up(self, rows: Tensor, log: float) -> None:
-        now = self._table.detach()[rows]
-        left = torch.exp(log - self.seen[rows]).to(now.dtype).unsqueeze(1)
+        now, average = (t.index_select(0, rows) for t in (self._table.detach(), self.rows))
+        left = torch.exp(log - self.seen.index_select(0, rows)).to(now.dtype).unsqueeze(1)
         # A row named twice gets the same value twice.
-        self.rows[rows] = now + (self.rows[rows] - now) * left
-        self.seen[rows] = log
+        self.rows.index_copy_(0, rows, average.sub_(now).mul_(left).add_(now))
+        self.seen.index_fill_(0, rows, log)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from compress.config import TrainConfig
 from compress.rankers.base import Ranker
@@ -55,8 +56,9 @@ class RowAdam:
 
     def __init__(self, table: Tensor, l2: float) -> None:
         self._table, self._l2 = table, l2
-        self._first = torch.zeros_like(table.data)
-        self._second = torch.zeros_like(table.data)
+        rows, width = table.shape
+        # A row's two moments lie side by side: one look-up for both.
+        self._moments = torch.zeros(rows, 2, width, device=table.device)
         self._steps = 0
 
     def step(self, lr: float) -> None:
@@ -65,39 +67,53 @@ class RowAdam:
         b1, b2 = self.BETAS
         scale = lr * (1 - b2**self._steps) ** 0.5 / (1 - b1**self._steps)
         rows, gradient = _pulled(self._table, self._l2)
-        first = self._first[rows].lerp_(gradient, 1 - b1)
-        second = self._second[rows].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-        self._first[rows], self._second[rows] = first, second
-        update = first / second.sqrt_().add_(self.EPS)
-        self._table.data.index_add_(0, rows, update, alpha=-scale)
+        moments = self._moments.index_select(0, rows)
+        first, second = moments.unbind(1)
+        first.lerp_(gradient, 1 - b1)
+        second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        self._moments.index_copy_(0, rows, moments)
+        weights = self._table.data.index_select(0, rows)
+        weights.addcdiv_(first, second.sqrt().add_(self.EPS), value=-scale)
+        self._table.data.index_copy_(0, rows, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Both moments and the number of steps."""
-        return {"first": self._first, "second": self._second, "steps": self._steps}
+        return {"moments": self._moments, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
-        self._first.copy_(state["first"])
-        self._second.copy_(state["second"])
+        self._moments.copy_(state["moments"])
         self._steps = state["steps"]
+
+
+def coalesce_(table: Tensor) -> None:
+    """Make a table's sparse gradient name each row once."""
+    if table.grad is not None and not table.grad.is_coalesced():
+        rows, sums = row_sums(table)
+        table.grad = sparse_gradient(table, rows, sums, coalesced=True)
+
+
+def sparse_gradient(table: Tensor, rows: Tensor, values: Tensor, *, coalesced: bool) -> Tensor:
+    """A gradient of some rows (r,) of a table: values (r, D)."""
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, table.shape, is_coalesced=coalesced, check_invariants=False
+    )
 
 
 def row_sums(table: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (r,) that a table's sparse gradient names, and their sums (r, D)."""
     if table.grad is None:
         return torch.empty(0, dtype=torch.int64, device=table.device), table.data[:0]
-    sparse = table.grad
-    rows, place = torch.unique(sparse._indices()[0], return_inverse=True)  # noqa: SLF001
-    # What backward of a dense embedding of these rows alone computes: several times faster than
-    # `coalesce`, and in a fixed order.
-    sums: Tensor = torch.ops.aten.embedding_dense_backward(
-        sparse._values(),  # noqa: SLF001
-        place,
-        len(rows),
-        -1,
-        False,
-    )
-    return rows, sums
+    rows, values = table.grad._indices()[0], table.grad._values()  # noqa: SLF001
+    if table.grad.is_coalesced() or not len(rows):
+        return rows, values
+    # Several times faster than `coalesce`, in the batch's order, and 32 bits sort faster than 64.
+    small = rows.int() if len(table) < 1 << 31 else rows
+    ordered, places = torch.sort(small, stable=True)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=begins[1:])
+    starts = begins.nonzero().squeeze(1)
+    return ordered[starts].long(), embedding_bag(places, values, starts, mode="sum")
 
 
 def _pulled(table: Tensor, l2: float) -> tuple[Tensor, Tensor]:
@@ -106,29 +122,35 @@ def _pulled(table: Tensor, l2: float) -> tuple[Tensor, Tensor]:
 
 
 class Optimizers:
-    """All optimizers, their learning rates falling together."""
+    """All optimizers, their learning rates falling together.
+
+    Attributes:
+        layers: what learns by dense gradients.
+        tables: what learns by sparse ones; none at a rate of 0.
+    """
 
     def __init__(self, ranker: Ranker, config: TrainConfig) -> None:
-        self._tables = ranker.sparse_tables()
-        layers = ranker.layers()
         self._lr = config.lr
         self._row_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
+        self.layers = ranker.layers()
+        learning = ranker.sparse_tables() if self._row_lr else {}
+        self.tables = list(learning.values())
         self._layers: torch.optim.Optimizer
         self._rows: dict[str, RowOptimizer]
         if config.optimizer == "adam":
             self._layers = torch.optim.Adam(
-                layers, config.lr, weight_decay=config.weight_decay, fused=True
+                self.layers, config.lr, weight_decay=config.weight_decay, fused=True
             )
-            self._rows = {n: RowAdam(t, config.embedding_l2) for n, t in self._tables.items()}
+            self._rows = {n: RowAdam(t, config.embedding_l2) for n, t in learning.items()}
         else:
-            self._layers = torch.optim.SGD(layers, config.lr, weight_decay=config.weight_decay)
-            self._rows = {n: RowSgd(t, config.embedding_l2) for n, t in self._tables.items()}
+            self._layers = torch.optim.SGD(self.layers, config.lr, weight_decay=config.weight_decay)
+            self._rows = {n: RowSgd(t, config.embedding_l2) for n, t in learning.items()}
         self.factor = 1.0
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._layers.zero_grad(set_to_none=True)
-        for table in self._tables.values():
+        for table in self.tables:
             table.grad = None
 
     def step(self) -> None:
@@ -136,7 +158,7 @@ class Optimizers:
         for group in self._layers.param_groups:
             group["lr"] = self._lr * self.factor
         self._layers.step()
-        for rows in self._rows.values() if self._row_lr else ():
+        for rows in self._rows.values():
             rows.step(self._row_lr * self.factor)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ world of one, which is what every function gets that is not told otherwise.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from compress.config import CompressError
-from compress.optimizers import row_sums
+from compress.optimizers import coalesce_, row_sums, sparse_gradient
 
 # The longest that a process waits for another that does not answer. One that has died is noticed
 # at once; the longest honest wait is for the first process, while it judges the validation rows.
@@ -67,7 +67,7 @@ class World:
 
         Args:
             layers: parameters with dense gradients.
-            tables: those with sparse ones.
+            tables: those with sparse ones, which name each row once, before and after.
             loss: a scalar. It and the gradients are this process's, times its part of the rows.
 
         Raises:
@@ -110,14 +110,14 @@ class World:
                 "versions, on the same kind of machine, with `runs` on a disk that all of them see"
             )
 
-    def agree_on_weights(self, parameters: Mapping[str, Tensor]) -> None:
+    def agree_on_weights(self, parameters: Iterable[Tensor]) -> None:
         """See that all processes have the same weights: a float is compared as its bits.
 
         Raises:
             ParallelError: they have not.
         """
         if self.size > 1:
-            sums = [p.detach().view(torch.int32).sum().item() for p in parameters.values()]
+            sums = [p.detach().view(torch.int32).sum().item() for p in parameters]
             self.agree("their weights", repr(sums).encode())
 
     def _sum_layers_(self, layers: Sequence[Tensor], loss: Tensor) -> Tensor:
@@ -139,10 +139,9 @@ class World:
         packed[: len(rows), 2:] = sums
         parts = [p[:n] for p, n in zip(_all(packed, self.size), counts, strict=True)]
         found = torch.cat(parts)
-        indices = found[:, :2].contiguous().view(torch.int64).T
-        table.grad = torch.sparse_coo_tensor(
-            indices, found[:, 2:], table.shape, check_invariants=False
-        )
+        indices = found[:, :2].contiguous().view(torch.int64).squeeze(1)
+        table.grad = sparse_gradient(table, indices, found[:, 2:].contiguous(), coalesced=False)
+        coalesce_(table)
 
     @contextmanager
     def _together(self) -> Iterator[None]:

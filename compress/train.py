@@ -33,7 +33,7 @@ from compress.config import CompressError, DistillConfig, TrainConfig
 from compress.data.base import Part
 from compress.data.encode import Batch
 from compress.distill import click_loss, distillation_loss
-from compress.optimizers import Optimizers
+from compress.optimizers import Optimizers, coalesce_
 from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Inputs, Ranker
@@ -142,7 +142,6 @@ class Objective:
     ) -> None:
         self._ranker, self._config, self._where = ranker, config, where
         self._world = world
-        self._layers, self._tables = ranker.layers(), list(ranker.sparse_tables().values())
         self._columns = Columns(dataset.features, ranker)
         self._teacher = teacher if config.weight else None
         if self._teacher is not None:
@@ -159,18 +158,23 @@ class Objective:
             soft = self._teacher(self._teacher_columns.inputs(batch, self._where))
         return distillation_loss(logits, label, soft, self._config)
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Batch, layers: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
         """Leave the gradient of the loss, which is returned, in the parameters.
 
         Args:
             batch: the whole one; this process computes its share.
+            layers: what gets a dense gradient.
+            tables: what gets a sparse one, each row named once.
         """
         share = batch[self._world.share(len(batch))]
         loss, part = torch.zeros((), device=self._where), len(share) / len(batch)
         if len(share):
             loss = self.loss(share)
-            torch.autograd.backward(loss, torch.tensor(part, device=self._where))
-        return self._world.sum_gradients_(self._layers, self._tables, loss.detach() * part)
+            weight = torch.tensor(part, device=self._where)
+            torch.autograd.backward(loss, weight, inputs=[*layers, *tables])
+        for table in tables:
+            coalesce_(table)
+        return self._world.sum_gradients_(layers, tables, loss.detach() * part)
 
 
 def shuffled(
@@ -185,13 +189,18 @@ def shuffled(
 def reproducible(seed: int, where: torch.device, world: World = ALONE) -> Iterator[None]:
     """Dropout drawn from ``seed``, deterministic kernels; the caller's random state untouched."""
     before = torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(world.seed(seed))
         torch.use_deterministic_algorithms(mode=True, warn_only=where.type == "cuda")
+        # Memory that an operator is about to write needs no NaNs first.
+        settings.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(mode=before)
+            settings.fill_uninitialized_memory = filled
 
 
 def random_states(where: torch.device, world: World = ALONE) -> list[list[Tensor]]:
@@ -345,7 +354,7 @@ class _Loop:
         steps = until - self.batch
         for batch in islice(self._rows, steps):
             self.optimizers.zero_grad()
-            loss = self._objective.backward(batch)
+            loss = self._objective.backward(batch, self.optimizers.layers, self.optimizers.tables)
             self._descend()
             total += loss
             self.batch += 1
@@ -379,7 +388,7 @@ class _Loop:
             self._look(train_loss)
 
     def _look(self, train_loss: float) -> None:
-        self.world.agree_on_weights(dict(self.ranker.named_parameters()))
+        self.world.agree_on_weights(self.ranker.parameters())
         logloss, auc = self.world.from_first(self._quality, 2)
         check_finite(logloss, self.step, "validation", self.config)
         now = Evaluation(

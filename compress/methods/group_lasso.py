@@ -6,7 +6,7 @@ by proximal steps, W_g ← W_g·max(0, 1 - lr·λ·√|g| / ‖W_g‖) in each g
 last one the groups of least norm per weight go until the budget is met.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from pydantic import Field as Option
@@ -40,6 +40,8 @@ class GroupLasso(SteppedMethod):
 
 
 class _Thresholds:
+    learned: Sequence[Tensor] = ()
+
     def __init__(self, config: GroupLassoConfig, course: Course) -> None:
         self._problem = course.problem
         self._threshold = course.lr * config.strength

@@ -7,7 +7,7 @@ L1 price on x, to 0. Fields go in the order of their gates; neurons, if asked fo
 Gates are folded into what reads the fields.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 import torch
@@ -55,6 +55,7 @@ class _Gates:
         self._config, self._course = config, course
         self._fields = next(g for g in course.problem.groups if g.name == FIELDS)
         self._x = torch.ones_like(self._fields.metric).requires_grad_()
+        self.learned: Sequence[Tensor] = (self._x,)
         self._optimizer = torch.optim.Adam([self._x], lr=config.gate_lr)
         self._step = 0
         self._hooks = [

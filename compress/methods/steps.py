@@ -8,12 +8,13 @@ import copy
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, cast
 
 from pydantic import Field as Option
+from torch import Tensor
 
 from compress import checkpoint as checkpoints
 from compress.budget import Pricing, bounds
@@ -70,7 +71,13 @@ class StepsConfig(SlimmingConfig):
 
 
 class Steps(Protocol):
-    """What a method does beside the gradient's steps."""
+    """What a method does beside the gradient's steps.
+
+    Attributes:
+        learned: what it learns of its own by the loss's gradient, which is there after each step.
+    """
+
+    learned: Sequence[Tensor]
 
     def after_gradient(self) -> Mapping[str, float]:
         """A batch's gradient step is done; the numbers of this step, for the record."""
@@ -194,7 +201,7 @@ class _Loop:
             ):
                 self._take(batch)
             self.epoch += 1
-            self.world.agree_on_weights(dict(self._ranker.named_parameters()))
+            self.world.agree_on_weights([*self._ranker.parameters(), *self.steps.learned])
             if checkpoint is not None:
                 state = self._saved()
                 if self.world.first:
@@ -202,7 +209,8 @@ class _Loop:
 
     def _take(self, batch: Batch) -> None:
         self._optimizers.zero_grad()
-        loss = self._objective.backward(batch)
+        layers = [*self._optimizers.layers, *self.steps.learned]
+        loss = self._objective.backward(batch, layers, self._optimizers.tables)
         self._optimizers.step()
         numbers = self.steps.after_gradient()
         self.step += 1

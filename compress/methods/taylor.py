@@ -5,7 +5,7 @@ squared first-order change of the loss without it. Groups go in rounds, more eac
 others train on between; what has gone stays at zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 import numpy as np
@@ -46,6 +46,8 @@ class Taylor(SteppedMethod):
 
 class _Rounds:
     """Which groups have gone, and when the next go."""
+
+    learned: Sequence[Tensor] = ()
 
     def __init__(self, config: TaylorConfig, course: Course) -> None:
         self._course, self._problem, self._rounds = course, course.problem, config.rounds

@@ -24,11 +24,12 @@ What differs from the authors' code, and why, is in docs/umec.md.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, cast
 
 import numpy as np
 from pydantic import Field as Option
+from torch import Tensor
 
 from compress.config import Frozen
 from compress.methods.groups import Norms
@@ -100,6 +101,8 @@ class Iteration:
         problem: over the weights that are slimmed.
         steps: how many there will be.
     """
+
+    learned: Sequence[Tensor] = ()
 
     def __init__(self, config: UmecRates, problem: BudgetProblem, steps: int) -> None:
         self._problem = problem

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from compress.config import CompressError, TrainConfig
-from compress.methods.umec import Umec, UmecConfig
+from compress.methods import METHODS
 from compress.parallel import World, joined
 from compress.progress import Silent
 from compress.rankers import RANKERS
@@ -30,7 +30,7 @@ class Task:
 
     Attributes:
         train: options of training besides `fit_config`'s.
-        slim: slim what was trained, too.
+        slim: the method that slims what was trained.
         ended: signals that processes send themselves at a step: (rank, step, signal).
         other_rows: rows that the second process has more than the first.
     """
@@ -41,7 +41,7 @@ class Task:
     rows: int = 257
     train: dict[str, Any] = field(default_factory=dict)
     dropout: float = 0.0
-    slim: bool = False
+    slim: str = ""
     ended: tuple[int, int, int] | None = None
     wait_s: float = 60.0
     other_rows: int = 0
@@ -98,8 +98,9 @@ def trained(task: Task, world: World) -> dict[str, Any]:
     )  # fmt: skip
     found = {"weights": ranker.state_dict(), "logloss": [e.logloss for e in result.history]}
     if task.slim:
-        slimmed = Umec().compress(
-            ranker, data, UmecConfig(budget={"flops": 0.5}),
+        method = METHODS[task.slim]
+        slimmed = method().compress(
+            ranker, data, method.Config(budget={"flops": 0.5}),
             seed=3, train=train, pricing=None, progress=progress,
             checkpoint=task.folder / "slim.ckpt", world=world,
         )  # fmt: skip

@@ -52,7 +52,7 @@ def together(folder: Path, stopped: int | None = None, **options: Any) -> list[A
     """
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["compress.methods.umec"])
+    context.set_forkserver_preload(["compress.methods"])
     tasks = [IN_A_WORLD.Task(folder, rank=rank, size=2, **options) for rank in range(2)]
     processes = [
         context.Process(
@@ -112,13 +112,13 @@ def test_each_process_draws_its_own() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"train": {"ema_decay": 0.9, "embedding_l2": 1e-4}, "slim": True},
-        {"train": {"optimizer": "sgd", "lr": 0.1, "batch_size": 100}},
+        {"train": {"ema_decay": 0.9, "embedding_l2": 1e-4}, "slim": "umec"},
+        {"train": {"optimizer": "sgd", "lr": 0.1, "batch_size": 100}, "slim": "lpfs"},
     ],
-    ids=["adam, average, slimming", "sgd"],
+    ids=["adam, average, umec", "sgd, lpfs, which learns gates of its own"],
 )
 def test_two_processes_find_what_one_finds(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Up to rounding: log losses by look, weights, and what UMEC keeps.
+    """Up to rounding: log losses by look, weights, and what is kept.
 
     257 rows: the last batch of 64 is a single row, of which one process has none; that of 100
     is uneven.
