@@ -7,6 +7,7 @@ from typing import Final
 from compress.progress import Progress
 from compress.sweep.launchers.base import Ended, Event, Fault, Started
 
+NAMED: Final = 4  # of the tasks that run
 MINUTE_S: Final = 60
 HOUR_S: Final = 3600
 
@@ -58,7 +59,8 @@ class Board:
             each = (self._clock() - self._began) / new
             numbers["left"] = f"about {duration(each * (self._total - self._done))}"
         if self._running:
-            numbers["running"] = ", ".join(self._running)
+            more = [f"{len(self._running) - NAMED} more"] * (len(self._running) > NAMED)
+            numbers["running"] = ", ".join(self._running[:NAMED] + more)
         self._progress.step(self._stage, self._done, self._total, **numbers)
 
 

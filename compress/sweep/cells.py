@@ -99,15 +99,15 @@ def carry_out(
         ("dense rankers", missing_dense, _dense, workers),
         ("latency tables", missing_latency, _price, 1),
     ):
-        needs = {cell.name: of(cell) for cell in left if cell.name not in faults}
-        first = {need: cell for cell in reversed(left) if (need := needs.get(cell.name))}
+        needs = [(cell, need) for cell in left if (need := of(cell)) is not None]
+        first: dict[Path, Cell] = {}
+        for cell, need in needs:
+            first.setdefault(need, cell)
         tasks = [_task(_short(need), function, cell) for need, cell in first.items()]
-        board = Board(progress, stage, len(tasks), 0)
-        failed = _launched(launcher, at_once, tasks, board)
-        for name, need in needs.items():
-            if need is not None and _short(need) in failed:
-                faults[name] = failed[_short(need)]
-    ready = [_task(cell.name, _cell, cell) for cell in left if cell.name not in faults]
+        failed = _launched(launcher, at_once, tasks, Board(progress, stage, len(tasks), 0))
+        faults |= {cell.name: failed[_short(n)] for cell, n in needs if _short(n) in failed}
+        left = [cell for cell in left if cell.name not in faults]
+    ready = [_task(cell.name, _cell, cell) for cell in left]
     board = Board(progress, "cells", len(cells), len(cells) - len(ready))
     return {**faults, **_launched(launcher, workers, ready, board)}
 

@@ -33,6 +33,16 @@ def test_cells_done_running_and_left_are_told() -> None:
     assert told.faults == {"a": Fault("no rows")}
 
 
+def test_of_many_only_some_are_named() -> None:
+    """A line of a terminal holds no more."""
+    noted = Noted()
+    told = Board(noted, "cells", 10, 0)
+    for task in "abcdef":
+        told.tell(Started(task))
+
+    assert noted.last == ("cells", 0, 10, {"running": "a, b, c, d, 2 more"})
+
+
 def test_a_wave_without_tasks_is_not_told() -> None:
     """Where nothing is to be done, there is no bar that says so."""
     noted = Noted()
