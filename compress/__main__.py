@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 Store = Annotated[str | None, typer.Option(help="Store that BUNDLE is a reference into.")]
+Tier = Annotated[str | None, typer.Option(help="A sibling in the bundle, by its name.")]
 
 
 @app.command()
@@ -201,6 +202,7 @@ def evaluate(
     bundle: Annotated[str, typer.Argument(help="Folder, or name@version|alias with --store.")],
     data: Annotated[Path, typer.Option(help="Parquet, CSV or TSV file (also gzip).")],
     store: Store = None,
+    tier: Tier = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count rows with a bad cell, and leave them out.")
     ] = False,
@@ -210,7 +212,7 @@ def evaluate(
     from compress.progress import terminal
 
     with terminal() as progress:
-        found = find_bundle(bundle, store)
+        found = find_bundle(bundle, store, tier)
         judge = _judge_click if found.manifest.session is None else _judge_session
         quality, skipped = judge(found, data, skip_bad, progress)
     print(json.dumps({**quality.model_dump(), "skipped": skipped}))
@@ -242,6 +244,7 @@ def report(
         list[str], typer.Argument(help="Folders, or name@version|alias with --store.")
     ],
     store: Store = None,
+    tier: Tier = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-O", help="HTML file; of session rankers also .md, .png, .svg."),
@@ -251,7 +254,7 @@ def report(
     from compress.evaluate import find_bundle
     from model_store.manifest import Card
 
-    found = [find_bundle(bundle, store) for bundle in bundles]
+    found = [find_bundle(bundle, store, tier) for bundle in bundles]
     if len(found) == 1 and isinstance(found[0].manifest.card, Card):
         from compress.report import write
 

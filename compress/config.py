@@ -92,6 +92,18 @@ class GateConfig(Frozen):
     max_logloss_rise: float = 10.0
 
 
+class TierConfig(Frozen):
+    """A sibling in the same bundle: the method's options again, but for the budget.
+
+    Attributes:
+        name: what the bundle calls it.
+        budget: in the method's place.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    budget: dict[str, Any]
+
+
 class PublishConfig(Frozen):
     """Where the bundles go: a folder or any fsspec URL."""
 
@@ -126,9 +138,17 @@ class RunConfig(AnyRun):
 
     train: TrainConfig = TrainConfig()
     method: Section
+    tiers: tuple[TierConfig, ...] = ()
     finetune: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     gate: GateConfig = GateConfig()
+
+    @field_validator("tiers")
+    @classmethod
+    def _named_apart(cls, tiers: tuple[TierConfig, ...]) -> tuple[TierConfig, ...]:
+        if len({tier.name for tier in tiers}) != len(tiers):
+            raise ValueError("two tiers have one name")
+        return tiers
 
 
 class Configurable(Protocol):

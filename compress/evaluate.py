@@ -37,12 +37,23 @@ class Evaluation:
     skipped: int
 
 
-def find_bundle(reference: str, store: str | None) -> Bundle:
-    """Open a bundle by its folder, or by ``name@version|alias`` in a store.
+def find_bundle(reference: str, store: str | None, tier: str | None = None) -> Bundle:
+    """Open a bundle by its folder, or by ``name@version|alias`` in a store; or a tier of it.
 
     Raises:
         StoreError: there is none, or it is damaged.
     """
+    found = _find_whole(reference, store)
+    if tier is None:
+        return found
+    try:
+        return found.tier(tier)
+    except KeyError:
+        names = ", ".join(each.name for each in found.manifest.tiers) or "none"
+        raise BundleNotFound(f"{reference}: no tier {tier!r}; its tiers: {names}") from None
+
+
+def _find_whole(reference: str, store: str | None) -> Bundle:
     folder = Path(reference)
     if store is None and not (folder / MANIFEST_FILE).is_file():
         raise BundleNotFound(

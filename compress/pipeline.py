@@ -8,6 +8,9 @@ Each stage leaves its result in a folder that is named by a hash of all that it 
 that was killed goes on where it stopped, and a changed config starts afresh. Dense rankers have a
 folder of their own: runs that differ only in how they compress share them.
 
+Siblings under other budgets (`tiers`) are runs of their own as far as the card; the slim bundle
+takes them in before it is published.
+
 Several processes may train together (`train`); the rest is done by one.
 """
 
@@ -18,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,6 +34,8 @@ from compress.config import (
     Frozen,
     GateConfig,
     RunConfig,
+    TierConfig,
+    check,
     configured,
 )
 from compress.costs import bytes_by_part, request_us, resources
@@ -49,6 +54,7 @@ from compress.progress import Progress
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
 from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
+from compress.tiers import join
 from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
@@ -67,6 +73,7 @@ class Plan:
     ranker_config: RankerConfig
     method: Method
     method_config: Frozen
+    tiers: Mapping[str, "Plan"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +135,32 @@ def resolve(config: RunConfig) -> Plan:
             f"train.distill.weight: expected 0, got {weight:g}: the dense ranker has no teacher; "
             "say in [finetune] or [method] how much the slim one imitates it"
         )
+    tiers = [] if method is None else _tier_configs(config, method[0], faults)
     if faults or source is None or ranker is None or method is None:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], Source]", source[0])
-    return Plan(config, make_source(source[1]), *ranker, method[0](), method[1])
+    plan = Plan(config, make_source(source[1]), *ranker, method[0](), method[1])
+    return replace(plan, tiers={own.name: _tier_plan(plan, own, options) for own, options in tiers})
+
+
+def _tier_configs(
+    config: RunConfig, method: type[Method], faults: list[str]
+) -> list[tuple[TierConfig, Frozen]]:
+    """Each tier's options of the method; what is wrong joins ``faults``."""
+    found = []
+    for number, tier in enumerate(config.tiers):
+        options = {**config.method.options, "budget": tier.budget}
+        try:
+            found.append((tier, check(method.Config, options, f"tiers.{number}", ["type"])))
+        except ConfigError as error:
+            faults.append(str(error))
+    return found
+
+
+def _tier_plan(plan: Plan, tier: TierConfig, options: Frozen) -> Plan:
+    method = plan.config.method.model_copy(update={"budget": tier.budget})
+    config = plan.config.model_copy(update={"method": method, "tiers": ()})
+    return replace(plan, config=config, method_config=options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +198,14 @@ class Site:
         """Where a seed's dense checkpoint, bundle and quality lie."""
         return self.shared / f"seed-{seed}"
 
+    @property
+    def tiers(self) -> "dict[str, Site]":
+        """Where the siblings are made: by the same stages, each in a folder of its own."""
+        return {
+            name: replace(self, plan=plan, folder=run_folder(plan, self.dataset))
+            for name, plan in self.plan.tiers.items()
+        }
+
     def of_seed(self, seed: int) -> Path:
         """Where the checkpoints, bundles and result of a seed of this run lie."""
         return self.folder / f"seed-{seed}"
@@ -196,9 +233,17 @@ def train(plan: Plan, progress: Progress, world: World) -> None:
     Raises:
         CompressError, StoreError: it cannot go on; the text says why.
     """
-    site, seeds = site_of(plan, progress, world), plan.config.seeds
+    site = site_of(plan, progress, world)
+    for each in (site, *site.tiers.values()):
+        _train_one(each)
+
+
+def _train_one(site: Site) -> None:
+    seeds = site.plan.config.seeds
     with spacious(site.folder), _held(site, site.folder):
-        done = world.from_first(lambda: [finished(site, s) is not None for s in seeds], len(seeds))
+        done = site.world.from_first(
+            lambda: [finished(site, s) is not None for s in seeds], len(seeds)
+        )
         for seed in (seed for seed, is_done in zip(seeds, done, strict=True) if not is_done):
             with _held(site, site.of_seed(seed)):
                 dense = make_dense(site, seed)
@@ -222,21 +267,36 @@ def site_of(plan: Plan, progress: Progress, world: World = ALONE) -> Site:
 
 def carry_out(site: Site) -> Outcome:
     """All stages after the data, in a folder that no other run works in."""
-    plan, config = site.plan, site.plan.config
-    write_whole(site.folder / "config.json", json.dumps(plan_as_json(plan), indent=1))
-
-    runs = [run_seed(site, seed) for seed in config.seeds]
-
-    first = site.of_seed(config.seeds[0])
-    bundles = {"dense": own_dense(site, config.seeds[0]), "slim": open_bundle(first / "slim")}
-    card = write_card(site, runs, bundles)
+    config = site.plan.config
+    card = make_bundles(site)
+    folders = {kind: site.of_seed(config.seeds[0]) / kind for kind in KINDS}
+    if site.tiers:
+        folders["slim"] = make_family(site, folders["slim"])
     verdict = judge(config.gate, card.results)
     versions: Mapping[str, str] = {}
     if verdict.holds:
-        folders = {kind: first / kind for kind in KINDS}
         versions = publish(config.publish, config.name, folders)
     write_metrics(site.folder / "metrics.json", card, verdict, versions)
     return Outcome(site.folder, card, verdict, versions)
+
+
+def make_bundles(site: Site) -> Card:
+    """All seeds, and the first one's bundles sealed under the card of all."""
+    seeds = site.plan.config.seeds
+    write_whole(site.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
+    runs = [run_seed(site, seed) for seed in seeds]
+    slim = open_bundle(site.of_seed(seeds[0]) / "slim")
+    return write_card(site, runs, {"dense": own_dense(site, seeds[0]), "slim": slim})
+
+
+def make_family(site: Site, slim: Path) -> Path:
+    """The slim bundle with its siblings beside it in one; the gate is for the slim one alone."""
+    siblings = {}
+    for name, tier in site.tiers.items():
+        with spacious(tier.folder), alone(tier.folder):
+            make_bundles(tier)
+        siblings[name] = open_bundle(tier.of_seed(site.plan.config.seeds[0]) / "slim")
+    return join(open_bundle(slim), siblings, site.folder / "family").root
 
 
 def dense_folder(plan: Plan, dataset: Dataset) -> Path:

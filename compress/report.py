@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from compress.curves import HISTORY_FILE, Curve, read_curves
 from compress.export import click_card
 from model_store.bundle import Bundle
-from model_store.manifest import Card, FeatureSpec, Quality
+from model_store.manifest import Card, FeatureSpec, Manifest, Quality
 
 DENSE: Final = "#94a3b8"
 SLIM: Final = "#0d9488"
@@ -74,6 +74,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Sibling:
+    """A line of the table of tiers, the slim ranker itself the first."""
+
+    name: str
+    auc: str
+    change: str
+    flops: str
+    bytes: str
+    speed: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plot:
     """A figure of the page, and the sentence under it."""
 
@@ -99,6 +111,7 @@ def page(bundle: Bundle) -> str:
         digest=bundle.digest,
         rows=comparison(card),
         tiles=tiles(card),
+        tiers=siblings(manifest),
         plots=drawn,
         sides=features_by_side(manifest.features, card),
         config=json.dumps(manifest.card.config, indent=2),
@@ -192,6 +205,27 @@ def tiles(card: Card) -> list[tuple[str, str]]:
             ("the speed, a request", f"{card.dense.us_per_request / card.slim.us_per_request:.1f}x")
         )
     return found
+
+
+def siblings(manifest: Manifest) -> list[Sibling]:
+    """The ranker and its tiers; nothing for one that has none."""
+    if not manifest.tiers or not isinstance(manifest.card, Card):
+        return []
+    cards = {"(this ranker)": manifest.card, **{tier.name: tier.card for tier in manifest.tiers}}
+    return [_sibling(name, card) for name, card in cards.items()]
+
+
+def _sibling(name: str, card: Card) -> Sibling:
+    dense, slim = card.dense, card.slim
+    a, b = dense.us_per_request, slim.us_per_request
+    return Sibling(
+        name,
+        auc=f"{mean(card, 'slim', 'auc'):.5f}" if card.results else "n/a",
+        change=_change(card, "auc") if card.results else "n/a",
+        flops=share(dense.flops, slim.flops),
+        bytes=share(sum(dense.bytes.values()), sum(slim.bytes.values())),
+        speed=f"{a / b:.2f}x" if a and b else "n/a",
+    )
 
 
 def features_by_side(

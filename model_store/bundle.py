@@ -212,6 +212,14 @@ class Bundle:
             )
         return SessionTable(ids, vectors, neighbours)
 
+    def tier(self, name: str) -> "Bundle":
+        """A sibling, as a bundle in the same folder; the digest is the whole's.
+
+        Raises:
+            KeyError: there is no such tier.
+        """
+        return Bundle(self.root, self.manifest.of_tier(name), self.digest)
+
     def golden(self) -> list[GoldenCase]:
         """The requests whose scores the graph must reproduce before it serves."""
         return self._load(self.manifest.golden, _GOLDEN)
@@ -308,6 +316,8 @@ def named_files(manifest: Manifest) -> Iterator[str]:
             yield manifest.items.values
     if manifest.session is not None:
         yield from _session_files(manifest.session)
+    for tier in manifest.tiers:
+        yield from named_files(manifest.of_tier(tier.name))
 
 
 def _session_files(session: SessionSpec) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST_FILE: Final = "manifest.json"
 UNREACHED: Final = -100.0  # the log weight of an item that no term of a session ranker reaches
 
@@ -384,6 +384,24 @@ class SessionCard(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class Tier(Frozen):
+    """A sibling of a click-through ranker, of the same run under another budget.
+
+    Each field is the manifest's own, for this ranker; files that both have are shared.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    graph: str
+    numerics: str
+    flops: int = Field(ge=0)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    features: tuple[FeatureSpec, ...]
+    items: ItemTableSpec | None
+    golden: str
+    card: Card
+
+
 class Manifest(Frozen):
     """All that serving needs to know of a bundle. The bundle's digest is the sha256 of this file.
 
@@ -395,6 +413,7 @@ class Manifest(Frozen):
         flops: of this bundle's graph per candidate row, request side included; serving predicts
             from it how long a request takes.
         numerics: the precision of the graph ("fp32", "int8-static", ...).
+        tiers: siblings, by names that differ.
     """
 
     format_version: int = FORMAT_VERSION
@@ -414,3 +433,21 @@ class Manifest(Frozen):
     golden: str
     files: tuple[FileEntry, ...] = ()
     card: Card | SessionCard
+    tiers: tuple[Tier, ...] = ()
+
+    @field_validator("tiers")
+    @classmethod
+    def _distinct(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        if len({tier.name for tier in tiers}) != len(tiers):
+            raise ValueError("two tiers have one name")
+        return tiers
+
+    def of_tier(self, name: str) -> "Manifest":
+        """The manifest as if that sibling were alone in the bundle.
+
+        Raises:
+            KeyError: there is no such tier.
+        """
+        tier = {tier.name: tier for tier in self.tiers}[name]
+        fields = {field: getattr(tier, field) for field in Tier.model_fields if field != "name"}
+        return self.model_copy(update={**fields, "tiers": ()})

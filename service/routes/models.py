@@ -1,11 +1,12 @@
 """GET /models, and the changes of what is served."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from model_store.manifest import Card, Kind, Manifest, SessionCard, Side
+from model_store.manifest import Card, FeatureSpec, Kind, Manifest, SessionCard, Side, Tier
 from model_store.store import Entry
 from service.additions import NewItem, grows
 from service.candidates import Limits, text_of, texts
@@ -53,6 +54,17 @@ class SessionShown(BaseModel):
     fresh_items: int = Field(description="Items that were added to this version.")
 
 
+class TierShown(BaseModel):
+    """A sibling of the ranker in the same bundle, under another budget."""
+
+    name: str
+    numerics: str
+    flops_per_candidate: int
+    kept: list[str]
+    pruned: list[str]
+    card: Card
+
+
 class Version(BaseModel):
     """A version in the store."""
 
@@ -90,6 +102,7 @@ class Model(ModelSummary):
     limits: LimitsShown
     flops_per_candidate: int | None
     card: Card | SessionCard | None
+    tiers: list[TierShown] = Field(description="Its siblings; requests are answered by the model.")
     versions: list[Version]
 
 
@@ -296,8 +309,8 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
             )
             for spec in features
         ],
-        kept=[spec.name for spec in features if not spec.pruned],
-        pruned=[spec.name for spec in features if spec.pruned],
+        kept=_kept(features),
+        pruned=_pruned(features),
         limits=LimitsShown(
             candidates=settings.max_candidates,
             body_bytes=settings.max_body_bytes,
@@ -307,6 +320,7 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
         ),
         flops_per_candidate=slot.ranking.flops_per_candidate if slot.ranking else None,
         card=manifest.card if manifest else None,
+        tiers=[_tier(tier) for tier in manifest.tiers] if manifest else [],
         versions=[
             Version(
                 version=entry.version,
@@ -318,6 +332,25 @@ def _model(slot: Slot, parts: Parts, entries: list[Entry]) -> Model:
             for entry in entries
         ],
     )
+
+
+def _tier(tier: Tier) -> TierShown:
+    return TierShown(
+        name=tier.name,
+        numerics=tier.numerics,
+        flops_per_candidate=tier.flops,
+        kept=_kept(tier.features),
+        pruned=_pruned(tier.features),
+        card=tier.card,
+    )
+
+
+def _kept(features: Iterable[FeatureSpec]) -> list[str]:
+    return [spec.name for spec in features if not spec.pruned]
+
+
+def _pruned(features: Iterable[FeatureSpec]) -> list[str]:
+    return [spec.name for spec in features if spec.pruned]
 
 
 def _session(ranking: Ranking | None, manifest: Manifest) -> SessionShown | None:

@@ -41,8 +41,9 @@ from model_store.manifest import (
 FORMAT_1 = Path(__file__).with_name("format_1")
 FORMAT_1_DIGEST = "sha256:821260bb981b4ccb046df41ed4ad134851fb9d6328faf94a88c0cc15971803fd"
 FORMAT_2 = Path(__file__).with_name("format_2")
-CLICK_2_DIGEST = "sha256:aa205d5b781a2c7c46fb16109897a4481cc5432744e02f7bb89d3d51ef19707d"
-SESSION_2_DIGEST = "sha256:51c4bad78be6824d3a9bf02ec8df62ede21835f87fafa182592a5c07185e3f53"
+CLICK_3_DIGEST = "sha256:df0a09e88c43023bf048a5488852e74e7a8fa5e126d9903850296928be1a52c7"
+SESSION_3_DIGEST = "sha256:aed3d67635bac5df06c99aca8ca93a7a73161fd72f788bc4568bd0686dc77c28"
+FORMAT_2_DIGEST = "sha256:51c4bad78be6824d3a9bf02ec8df62ede21835f87fafa182592a5c07185e3f53"
 FLIPPED = b"\0 no real grapH\n"
 
 
@@ -84,10 +85,10 @@ class Reduced:
 
 
 def test_the_format_is_pinned_by_its_bytes(bundle: Bundle, session_bundle: Bundle) -> None:
-    """The same bundle has the same digest in every release that writes format version 2."""
-    assert bundle.manifest.format_version == session_bundle.manifest.format_version == 2
-    assert bundle.digest == CLICK_2_DIGEST
-    assert session_bundle.digest == SESSION_2_DIGEST
+    """The same bundle has the same digest in every release that writes format version 3."""
+    assert bundle.manifest.format_version == session_bundle.manifest.format_version == 3
+    assert bundle.digest == CLICK_3_DIGEST
+    assert session_bundle.digest == SESSION_3_DIGEST
 
 
 def test_a_bundle_of_format_1_opens_for_ever(bundle: Bundle) -> None:
@@ -96,7 +97,7 @@ def test_a_bundle_of_format_1_opens_for_ever(bundle: Bundle) -> None:
 
     assert kept.digest == FORMAT_1_DIGEST
     assert kept.manifest.format_version == 1
-    assert kept.manifest.model_copy(update={"format_version": 2}) == bundle.manifest
+    assert kept.manifest.model_copy(update={"format_version": 3}) == bundle.manifest
     assert kept.session_table() is None
     assert kept.golden() == bundle.golden()
     ours, theirs = bundle.item_table(), kept.item_table()
@@ -111,8 +112,9 @@ def test_a_bundle_of_format_2_opens_for_ever(session_bundle: Bundle) -> None:
     kept = open_bundle(FORMAT_2)
     table = kept.session_table()
 
-    assert kept.digest == SESSION_2_DIGEST
-    assert kept.manifest == session_bundle.manifest
+    assert kept.digest == FORMAT_2_DIGEST
+    assert kept.manifest.format_version == 2
+    assert kept.manifest.model_copy(update={"format_version": 3}) == session_bundle.manifest
     assert kept.item_table() is None
     assert table is not None
     assert table.vectors is not None
@@ -126,7 +128,7 @@ def test_what_is_sealed_is_of_this_format(bundle: Bundle) -> None:
     """A manifest that was read from an older bundle is not written under its old number."""
     older = bundle.manifest.model_copy(update={"format_version": 1})
 
-    assert seal(bundle.root, older).manifest.format_version == 2
+    assert seal(bundle.root, older).manifest.format_version == 3
 
 
 def test_seal_lists_every_file_with_size_and_sha256(bundle: Bundle) -> None:
@@ -288,10 +290,10 @@ def test_missing_checksums_are_refused(bundle: Bundle) -> None:
 def test_a_newer_format_is_refused_before_its_schema(bundle: Bundle) -> None:
     """An old reader says that the bundle is newer, whatever else is new about it."""
     path = bundle.root / MANIFEST_FILE
-    fields = {**json.loads(path.read_bytes()), "format_version": 3, "unheard_of": True}
+    fields = {**json.loads(path.read_bytes()), "format_version": 4, "unheard_of": True}
     path.write_text(json.dumps(fields))
 
-    with pytest.raises(ManifestInvalid, match="format version 3, this Slimrank reads up to 2"):
+    with pytest.raises(ManifestInvalid, match="format version 4, this Slimrank reads up to 3"):
         open_bundle(bundle.root)
 
 

@@ -324,7 +324,7 @@ def test_a_version_without_manifest_is_half_written(three: Store, files: Files) 
 def test_a_newer_format_is_listed_and_refused(three: Store, files: Files) -> None:
     """An old program sees a newer bundle in the list, and neither opens nor activates it."""
     path = f"ctr/versions/3/{MANIFEST_FILE}"
-    files.write(path, json.dumps({**json.loads(files.read(path)), "format_version": 3}).encode())
+    files.write(path, json.dumps({**json.loads(files.read(path)), "format_version": 4}).encode())
 
     assert "format version 3" in f"{three.list()[2].problem}"
     with pytest.raises(ManifestInvalid, match="upgrade Slimrank"):

@@ -5,15 +5,18 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from compress.tiers import join
+from model_store.bundle import open_bundle
 from model_store.store import Store
 from service.app import create_app
 from service.settings import Settings
-from tests.service.conftest import Serve, lifespan
+from tests.service.conftest import FLOPS, Serve, lifespan
 
 pytestmark = pytest.mark.anyio
 
@@ -451,6 +454,27 @@ async def test_websockets_are_refused_by_the_application_behind(serve: Serve) ->
         )
 
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+async def test_a_model_shows_its_siblings(
+    serve: Serve, store: Store, bundles: Path, tmp_path: Path
+) -> None:
+    """Each tier with its card; what answers is the model, which says nothing else."""
+    both = {"spare": open_bundle(bundles / "two")}
+    store.publish(join(open_bundle(bundles / "one"), both, tmp_path / "family").root, "ctr")
+    async with serve() as client:
+        alone = (await client.get("/models/ctr")).json()
+        before = (await client.rank(["i1", "i2"])).json()["items"]
+        await client.post("/models/ctr/activate", json={"version": "3"})
+        shown = (await client.get("/models/ctr")).json()
+        after = (await client.rank(["i1", "i2"])).json()["items"]
+
+    assert alone["tiers"] == []
+    (tier,) = shown["tiers"]
+    assert (tier["name"], tier["flops_per_candidate"]) == ("spare", FLOPS)
+    assert tier["card"] == shown["card"]
+    assert tier["pruned"] == shown["pruned"] == ["zip", "year"]
+    assert after == before
 
 
 async def test_a_start_without_any_model_fails_and_says_why(store: Store) -> None:
