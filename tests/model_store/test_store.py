@@ -326,7 +326,7 @@ def test_a_newer_format_is_listed_and_refused(three: Store, files: Files) -> Non
     path = f"ctr/versions/3/{MANIFEST_FILE}"
     files.write(path, json.dumps({**json.loads(files.read(path)), "format_version": 4}).encode())
 
-    assert "format version 3" in f"{three.list()[2].problem}"
+    assert "format version 4" in f"{three.list()[2].problem}"
     with pytest.raises(ManifestInvalid, match="upgrade Slimrank"):
         three.open("ctr@3")
     with pytest.raises(ManifestInvalid, match="upgrade Slimrank"):
