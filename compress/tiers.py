@@ -64,6 +64,7 @@ def _tier(name: str, manifest: Manifest, card: Card, places: Mapping[str, str]) 
         features=tuple(_feature(spec, places) for spec in manifest.features),
         items=None if manifest.items is None else _items(manifest.items, places),
         golden=places[manifest.golden],
+        golden_tolerance=manifest.golden_tolerance,
         card=card,
     )
 

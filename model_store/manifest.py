@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 FORMAT_VERSION: Final = 3
 MANIFEST_FILE: Final = "manifest.json"
+MOST_TOLERANCE: Final = 0.05  # that a bundle may ask for its golden scores
 UNREACHED: Final = -100.0  # the log weight of an item that no term of a session ranker reaches
 
 Kind = Literal["numeric", "categorical", "multi"]
@@ -314,8 +315,45 @@ class Resources(Frozen):
     us_per_request: float | None = None
 
 
+class NumericsTrial(Frozen):
+    """A form of the slim graph beside the fp32 one: the same rows, in turn in one process.
+
+    Attributes:
+        numerics: ``fp32``, ``int8-static``, ...
+        auc: on the validation rows.
+        logloss: on the validation rows.
+        moved: the farthest that a score of those rows is from fp32's.
+        split_gap: the farthest that scores with the request given once are from the same with it
+            given for each candidate.
+        bytes: of the graph.
+        us_per_request: candidates -> median microseconds of CPU.
+        speedup: candidates -> fp32's time to its own, call by call: lower quartile, median, upper.
+    """
+
+    numerics: str
+    auc: float
+    logloss: float
+    moved: float = 0.0
+    split_gap: float = 0.0
+    bytes: int
+    us_per_request: dict[int, float]
+    speedup: dict[int, tuple[float, float, float]]
+
+
+class Quantization(Frozen):
+    """How the precision of the slim graph was chosen; the first trial is fp32."""
+
+    chosen: str
+    reason: str
+    trials: tuple[NumericsTrial, ...]
+
+
 class Card(Frozen):
-    """The compression card: what was done, what it cost and what it gained."""
+    """The compression card: what was done, what it cost and what it gained.
+
+    Attributes:
+        quantization: None where nothing but fp32 was asked for.
+    """
 
     method: str
     ranker: str
@@ -328,6 +366,7 @@ class Card(Frozen):
     kept_features: tuple[str, ...]
     pruned_features: tuple[str, ...] = ()
     widths: dict[str, tuple[int, ...]] = {}
+    quantization: Quantization | None = None
     config: dict[str, Any] = {}
     data_hash: str = ""
     tools: dict[str, str] = {}
@@ -399,6 +438,7 @@ class Tier(Frozen):
     features: tuple[FeatureSpec, ...]
     items: ItemTableSpec | None
     golden: str
+    golden_tolerance: float = Field(default=0.0, ge=0.0, le=MOST_TOLERANCE)
     card: Card
 
 
@@ -410,6 +450,9 @@ class Manifest(Frozen):
         session: how a session ranker scores; None for a click-through ranker.
         scores: what the graph's output means.
         golden: a JSON file of requests with the scores they must reproduce.
+        golden_tolerance: how far off they may be at least; serving may be set to allow more. An
+            int8 graph needs some: a last bit that another processor rounds otherwise can move a
+            number by a whole step.
         flops: of this bundle's graph per candidate row, request side included; serving predicts
             from it how long a request takes.
         numerics: the precision of the graph ("fp32", "int8-static", ...).
@@ -431,6 +474,7 @@ class Manifest(Frozen):
     session: SessionSpec | None = None
     data: DataSpec
     golden: str
+    golden_tolerance: float = Field(default=0.0, ge=0.0, le=MOST_TOLERANCE)
     files: tuple[FileEntry, ...] = ()
     card: Card | SessionCard
     tiers: tuple[Tier, ...] = ()

@@ -53,12 +53,13 @@ def assemble(opened: OpenedVersion, table: Table | None, tolerance: float) -> Ra
     Args:
         opened: the bundle.
         table: its catalogue.
-        tolerance: how far a score may be off.
+        tolerance: how far a score may be off, unless the bundle allows more.
 
     Raises:
         BundleRejected: its graph, its catalogue or its golden scores do not fit.
     """
     bundle = opened.bundle
+    tolerance = max(tolerance, bundle.manifest.golden_tolerance)
     try:
         ranking = kind_of(bundle.manifest).make_ranking(opened, table)
         cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]

@@ -1,6 +1,7 @@
 """A run with siblings ends in one bundle that holds them all, each as it would be alone."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_file_that_only_a_tier_has_keeps_its_place(family: Bundle, tmp_path: P
     joined = join(slim, {"quick": whole}, tmp_path / "joined")
 
     assert joined.tier("quick").encoders().keys() == whole.encoders().keys()
+
+
+def test_a_tier_in_eight_bits_keeps_its_own_tolerance(family: Bundle, tmp_path: Path) -> None:
+    """Its golden scores are off by more than those of a ranker in fp32 beside it."""
+    quick = family.tier("quick")
+    eight = quick.manifest.model_copy(update={"numerics": "int8-static", "golden_tolerance": 0.004})
+
+    joined = join(family, {"quick": replace(quick, manifest=eight)}, tmp_path / "joined")
+
+    assert joined.manifest.golden_tolerance == 0
+    assert joined.manifest.of_tier("quick").golden_tolerance == 0.004
 
 
 def test_the_same_command_again_publishes_nothing_twice(place: Path) -> None:

@@ -41,8 +41,8 @@ from model_store.manifest import (
 FORMAT_1 = Path(__file__).with_name("format_1")
 FORMAT_1_DIGEST = "sha256:821260bb981b4ccb046df41ed4ad134851fb9d6328faf94a88c0cc15971803fd"
 FORMAT_2 = Path(__file__).with_name("format_2")
-CLICK_3_DIGEST = "sha256:df0a09e88c43023bf048a5488852e74e7a8fa5e126d9903850296928be1a52c7"
-SESSION_3_DIGEST = "sha256:aed3d67635bac5df06c99aca8ca93a7a73161fd72f788bc4568bd0686dc77c28"
+CLICK_3_DIGEST = "sha256:d7a482a08ccd246fcb9e060ce3e408075b138c490dd698ca13ec056616c6a8cc"
+SESSION_3_DIGEST = "sha256:97f718cf5837865c9426d317c648a5ea20567c5bac38df1ae965323a72da2ceb"
 FORMAT_2_DIGEST = "sha256:51c4bad78be6824d3a9bf02ec8df62ede21835f87fafa182592a5c07185e3f53"
 FLIPPED = b"\0 no real grapH\n"
 

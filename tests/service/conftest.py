@@ -178,6 +178,7 @@ def write_bundle(
     catalogue: bool = True,
     values: bool = True,
     golden_shift: float = 0.0,
+    golden_tolerance: float = 0.0,
     flops: int = FLOPS,
     features: Sequence[FeatureSpec] = FEATURES,
 ) -> Path:
@@ -221,6 +222,7 @@ def write_bundle(
             items=spec,
             data=DataSpec(label="label"),
             golden="golden.json",
+            golden_tolerance=golden_tolerance,
             card=Card(
                 method="umec", ranker="logistic", seed=1, dense=resources, slim=resources,
                 kept_features=("age",), pruned_features=("zip", "year"),

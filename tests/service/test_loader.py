@@ -170,6 +170,19 @@ async def test_a_version_that_misses_its_golden_scores_never_serves(
     assert mended.json()["notes"] == []
 
 
+@pytest.mark.parametrize(("tolerance", "status"), [(0.0, 409), (4e-3, 409), (6e-3, 200)])
+async def test_a_bundle_says_how_far_its_golden_scores_may_be_off(
+    serve: Serve, store: Store, tmp_path: Path, tolerance: float, status: int
+) -> None:
+    """An int8 graph's last bits differ between processors; the setting is the least for all."""
+    folder = write_bundle(tmp_path / "int8", golden_shift=5e-3, golden_tolerance=tolerance)
+    store.publish(folder, "ctr")
+    async with serve() as client:
+        reply = await activate(client, "3")
+
+    assert reply.status_code == status
+
+
 async def test_a_refused_version_is_not_tried_again_at_once(store: Store, bundles: Path) -> None:
     """Trying costs seconds of a core: one refusal holds for a while."""
     store.publish(bundles / "off", "ctr")
