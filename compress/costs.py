@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
 
 from compress.data.encode import Dataset
 from compress.export import graph_inputs, real_rows
-from compress.graph import Array, GraphSession, interleaved_us, one_request
+from compress.graph import GraphSession, interleaved_us, rotation
 from compress.rankers.base import Ranker
 from model_store.bundle import CHECKSUMS_FILE, GRAPH_FILE, Bundle
 from model_store.manifest import Resources
@@ -34,6 +33,10 @@ def bytes_by_part(root: Path) -> dict[str, int]:
     graph_bytes = sum(size for name, size in files.items() if name.startswith(GRAPH_FILE))
     graph = onnx.load(str(root / GRAPH_FILE), load_external_data=False).graph
     looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    # A table in eight bits may stand behind the node that widens it again, with its scales.
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.output[0] in looked_up:
+            looked_up.update(node.input)
     parts = {"embedding tables": 0, "mlp": 0}
     for weight in graph.initializer:
         parts["embedding tables" if weight.name in looked_up else "mlp"] += _weight_bytes(weight)
@@ -64,21 +67,8 @@ def request_us(
     Real rows, one thread; the input sets rotate, so that look-ups find no warm cache.
     """
     rows = real_rows(dataset, 16 * candidates)
-    feeds = []
-    for bundle in rankers:
-        packed = graph_inputs(rows, bundle.manifest.features, bundle.encoders())
-        feeds.append(
-            [
-                one_request(
-                    {name: _slice(a, i * candidates, candidates) for name, a in packed.items()}
-                )
-                for i in range(max(1, len(rows) // candidates))
-            ]
-        )
+    feeds = [
+        rotation(graph_inputs(rows, b.manifest.features, b.encoders()), candidates) for b in rankers
+    ]
     sessions = [GraphSession(bundle.path(bundle.manifest.graph)) for bundle in rankers]
     return interleaved_us(sessions, feeds, rounds)
-
-
-def _slice(array: Array, start: int, count: int) -> Array:
-    # Few rows go round again, so that every request has all its candidates.
-    return np.ascontiguousarray(array.take(range(start, start + count), axis=0, mode="wrap"))

@@ -27,6 +27,7 @@ from compress.curves import HISTORY_FILE, Curve, write_curves
 from compress.data.base import Part, Schema
 from compress.data.encode import Dataset, encode_frame
 from compress.graph import (
+    EXTERNAL_ABOVE_BYTES,
     OUTPUT,
     Array,
     Feeds,
@@ -60,8 +61,6 @@ from model_store.manifest import (
 )
 
 TOLERANCE: Final = 1e-5
-# Protobuf ends at 2 GiB; the weights of larger graphs lie in a file beside it.
-EXTERNAL_ABOVE_BYTES: Final = 1 << 30
 
 
 class ExportError(CompressError):
@@ -417,15 +416,25 @@ def golden_scores(
     dataset: Dataset,
 ) -> list[float]:
     """What the plain torch ranker answers to a golden request."""
-    ids = request["candidates"]["ids"]
-    given = _with_catalogue(dataset, ranker.features, request["candidates"])
+    feeds = golden_inputs(ranker.features, encoders, request, dataset)
+    repeated = repeat_request(feeds, len(request["candidates"]["ids"]))
+    return [float(score) for score in torch_scores(ranker, repeated)]
+
+
+def golden_inputs(
+    features: Sequence[FeatureSpec],
+    encoders: Mapping[str, Encoder],
+    request: Mapping[str, Any],
+    dataset: Dataset,
+) -> Feeds:
+    """A golden request as a graph's inputs, R = 1."""
+    given = _with_catalogue(dataset, features, request["candidates"])
     asked = {**request["user"], **request["context"]}
     columns = {
         name: encoder.encode([asked[name]] if encoder.spec.request_side else given[name])
         for name, encoder in encoders.items()
     }
-    feeds = repeat_request(pack(ranker.features, columns), len(ids))
-    return [float(score) for score in torch_scores(ranker, feeds)]
+    return pack(features, columns)
 
 
 def _with_catalogue(

@@ -13,6 +13,8 @@ from compress.data.encode import INPUTS, widths
 from model_store.manifest import FeatureSpec, InputName, TensorSpec
 
 OUTPUT: Final = "score"
+# Protobuf ends at 2 GiB; the weights of larger graphs lie in a file beside it.
+EXTERNAL_ABOVE_BYTES: Final = 1 << 30
 Array = NDArray[Any]
 Feeds = Mapping[InputName, Array]
 
@@ -25,8 +27,12 @@ class GraphSession:
 
     def run(self, feeds: Feeds) -> NDArray[np.float32]:
         """The scores, (N,)."""
-        scores: NDArray[np.float32] = self._session.run([OUTPUT], dict(feeds))[0]
+        scores: NDArray[np.float32] = self.values([OUTPUT], feeds)[OUTPUT]
         return scores
+
+    def values(self, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
+        """Those of the graph's outputs, by name."""
+        return dict(zip(names, self._session.run(list(names), dict(feeds)), strict=True))
 
 
 class SessionGraph:
@@ -105,10 +111,30 @@ def repeat_request(feeds: Feeds, rows: int) -> dict[InputName, Array]:
     }
 
 
-def interleaved_us(
+def rotation(rows: Feeds, candidates: int) -> list[Feeds]:
+    """Requests to rotate through, of so many candidates each: input sets with R = 1.
+
+    Few rows go round again, so that every request has all its candidates.
+    """
+    count = len(next(iter(rows.values())))
+
+    def taken(start: int) -> Feeds:
+        places = range(start, start + candidates)
+        return {
+            name: np.ascontiguousarray(array.take(places, axis=0, mode="wrap"))
+            for name, array in rows.items()
+        }
+
+    return [one_request(taken(i * candidates)) for i in range(max(1, count // candidates))]
+
+
+def interleaved(
     sessions: Sequence[GraphSession], feeds: Sequence[Sequence[Feeds]], rounds: int
-) -> list[float]:
-    """Median microseconds a call of each session; they take turns, so they share disturbances.
+) -> NDArray[np.float64]:
+    """Microseconds of each call, (sessions, rounds); they take turns, so they share disturbances.
+
+    Of the calling thread's CPU time, which is all that a session of one thread takes: what other
+    processes do to the clock on a busy machine is no part of it.
 
     Args:
         sessions: the graphs to compare.
@@ -119,8 +145,15 @@ def interleaved_us(
     for turn in range(-(rounds // 10) - 1, rounds):
         for i, session in enumerate(sessions):
             batch = feeds[i][turn % len(feeds[i])]
-            start = time.perf_counter_ns()
+            start = time.thread_time_ns()
             session.run(batch)
             if turn >= 0:
-                times[i, turn] = time.perf_counter_ns() - start
-    return [float(us) for us in np.median(times, axis=1) / 1e3]
+                times[i, turn] = time.thread_time_ns() - start
+    return times / 1e3
+
+
+def interleaved_us(
+    sessions: Sequence[GraphSession], feeds: Sequence[Sequence[Feeds]], rounds: int
+) -> list[float]:
+    """The medians of `interleaved`, a session each."""
+    return [float(us) for us in np.median(interleaved(sessions, feeds, rounds), axis=1)]

@@ -90,25 +90,42 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Columns:
-    """Picks a ranker's columns out of a data set's batches: a slimmed ranker wants fewer."""
+class Featured(Protocol):
+    """What says which features a graph takes, and where."""
 
-    def __init__(self, features: Sequence[FeatureSpec], ranker: Ranker) -> None:
+    @property
+    def features(self) -> tuple[FeatureSpec, ...]:
+        """All of them, the pruned ones too."""
+
+
+class Columns:
+    """Picks a ranker's columns out of a data set's batches: a slimmed ranker wants fewer.
+
+    Args:
+        features: the data set's.
+        ranker: or the manifest of its bundle.
+    """
+
+    def __init__(self, features: Sequence[FeatureSpec], ranker: Featured) -> None:
         placed = {feature.name: feature for feature in features}
-        self._wanted: dict[str, NDArray[np.int64] | None] = {}
+        self._wanted: dict[InputName, NDArray[np.int64] | None] = {}
         for name in get_args(InputName):
             live = sorted((f for f in ranker.features if f.tensor == name), key=lambda f: f.start)
             wanted = [placed[f.name].start + k for f in live for k in range(f.length)]
             width = sum(f.length for f in features if f.tensor == name)
             self._wanted[name] = None if wanted == list(range(width)) else np.array(wanted, int)
 
+    def arrays(self, batch: Batch) -> dict[InputName, NDArray[Any]]:
+        """The batch's columns by input; inputs without any are there, too."""
+        return {
+            name: getattr(batch, name) if wanted is None else getattr(batch, name)[:, wanted]
+            for name, wanted in self._wanted.items()
+        }
+
     def inputs(self, batch: Batch, where: torch.device) -> Inputs:
         """The batch as inputs of the ranker."""
-        return Inputs(**{name: self._tensor(batch, name, where) for name in self._wanted})
-
-    def _tensor(self, batch: Batch, name: str, where: torch.device) -> Tensor:
-        array, wanted = getattr(batch, name), self._wanted[name]
-        return torch.from_numpy(array if wanted is None else array[:, wanted]).to(where)
+        arrays = self.arrays(batch)
+        return Inputs(**{name: torch.from_numpy(a).to(where) for name, a in arrays.items()})
 
 
 def predict(
