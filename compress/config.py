@@ -75,11 +75,35 @@ class Section(BaseModel):
 
 
 class ExportConfig(Frozen):
-    """What goes into the bundles."""
+    """What goes into the bundles; ``timing_candidates``: of the requests that are timed."""
 
     golden_requests: int = Field(default=16, gt=0)
     golden_candidates: int = Field(default=50, gt=0)
     timing_candidates: int = Field(default=200, gt=0)
+
+
+class QuantizeConfig(Frozen):
+    """Whether the slim graph goes out in eight bits. The dense one is fp32, to compare with.
+
+    A section of its own, since it is no part of how rankers are made: a finished run that is
+    repeated with another one trains nothing.
+
+    Attributes:
+        numerics: ``auto``: the fastest form that loses next to nothing and pays in time, else
+            fp32. The name of a form: that one if it loses next to nothing, whatever the clock
+            says (it saves bytes). ``fp32``: nothing is tried; the default, because what a clock
+            decides may come out otherwise on another machine.
+        min_speedup: least ratio of fp32's time for a request to int8's, for ``auto``.
+        max_logloss_rise: most that the log loss of the validation rows may rise by.
+        max_auc_loss: most that their AUC may fall by.
+        calibration_rows: training rows that set the scales of ``int8-static``.
+    """
+
+    numerics: Literal["fp32", "auto", "int8-static", "int8-dynamic"] = "fp32"
+    min_speedup: float = Field(default=1.05, gt=0.0)
+    max_logloss_rise: float = 2e-4
+    max_auc_loss: float = 2e-4
+    calibration_rows: int = Field(default=8192, gt=0)
 
 
 class GateConfig(Frozen):
@@ -134,13 +158,14 @@ class AnyRun(Frozen):
 
 
 class RunConfig(AnyRun):
-    """A whole run: data → train → compress → fine-tune → export → evaluate → publish."""
+    """A whole run: data → train → compress → fine-tune → export → quantize → evaluate → publish."""
 
     train: TrainConfig = TrainConfig()
     method: Section
     tiers: tuple[TierConfig, ...] = ()
     finetune: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
     gate: GateConfig = GateConfig()
 
     @field_validator("tiers")

@@ -2,11 +2,13 @@
 
     prepare data → for each seed: dense ranker: train → export → evaluate
                                   slim ranker: compress → fine-tune → export → evaluate
+                                               → where asked: quantize → evaluate
     → card over all seeds → gate → publish
 
 Each stage leaves its result in a folder that is named by a hash of all that it depends on, so a run
 that was killed goes on where it stopped, and a changed config starts afresh. Dense rankers have a
-folder of their own: runs that differ only in how they compress share them.
+folder of their own: runs that differ only in how they compress share them. What is quantized, too:
+it is made of a finished run's slim bundles, without training.
 
 Siblings under other budgets (`tiers`) are runs of their own as far as the card; the slim bundle
 takes them in before it is published.
@@ -51,6 +53,7 @@ from compress.methods.base import Compressed, Method
 from compress.parallel import ALONE, World
 from compress.pricing import MeasuredPricing
 from compress.progress import Progress
+from compress.quantize import FP32, quantize
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
 from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
@@ -112,12 +115,14 @@ class SeedRun(Frozen):
 
     Attributes:
         seconds: compressing and fine-tuning took; None if a killed run had begun with it.
+        numerics: of the slim graph.
     """
 
     result: SeedResult
     dense: Resources
     slim: Resources
     seconds: float | None
+    numerics: str = FP32
 
 
 def resolve(config: RunConfig) -> Plan:
@@ -268,7 +273,7 @@ def site_of(plan: Plan, progress: Progress, world: World = ALONE) -> Site:
 def carry_out(site: Site) -> Outcome:
     """All stages after the data, in a folder that no other run works in."""
     config = site.plan.config
-    card = make_bundles(site)
+    site, card = make_bundles(site)
     folders = {kind: site.of_seed(config.seeds[0]) / kind for kind in KINDS}
     if site.tiers:
         folders["slim"] = make_family(site, folders["slim"])
@@ -280,13 +285,19 @@ def carry_out(site: Site) -> Outcome:
     return Outcome(site.folder, card, verdict, versions)
 
 
-def make_bundles(site: Site) -> Card:
-    """All seeds, and the first one's bundles sealed under the card of all."""
-    seeds = site.plan.config.seeds
+def make_bundles(site: Site) -> tuple[Site, Card]:
+    """All seeds, and the first one's bundles sealed under the card of all.
+
+    Returns:
+        Where they lie, and the card.
+    """
+    config = site.plan.config
     write_whole(site.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
-    runs = [run_seed(site, seed) for seed in seeds]
-    slim = open_bundle(site.of_seed(seeds[0]) / "slim")
-    return write_card(site, runs, {"dense": own_dense(site, seeds[0]), "slim": slim})
+    runs = [run_seed(site, seed) for seed in config.seeds]
+    if config.quantize.numerics != FP32:
+        site, runs = quantized(site, runs)
+    slim = open_bundle(site.of_seed(config.seeds[0]) / "slim")
+    return site, write_card(site, runs, {"dense": own_dense(site, config.seeds[0]), "slim": slim})
 
 
 def make_family(site: Site, slim: Path) -> Path:
@@ -294,8 +305,8 @@ def make_family(site: Site, slim: Path) -> Path:
     siblings = {}
     for name, tier in site.tiers.items():
         with spacious(tier.folder), alone(tier.folder):
-            make_bundles(tier)
-        siblings[name] = open_bundle(tier.of_seed(site.plan.config.seeds[0]) / "slim")
+            made, _ = make_bundles(tier)
+        siblings[name] = open_bundle(made.of_seed(site.plan.config.seeds[0]) / "slim")
     return join(open_bundle(slim), siblings, site.folder / "family").root
 
 
@@ -328,8 +339,11 @@ def _dense_parts(plan: Plan, dataset: Dataset) -> dict[str, Any]:
 
 
 def _folder(plan: Plan, prefix: str, parts: Mapping[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    return plan.config.runs / plan.config.name / f"{prefix}{key}"
+    return plan.config.runs / plan.config.name / f"{prefix}{_key(parts)}"
+
+
+def _key(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_test_rows(dataset: Dataset, path: Path) -> None:
@@ -385,6 +399,53 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     for checkpoint in here.glob("*.ckpt"):
         checkpoint.unlink()  # each several times as large as the bundle, and done with
     return result
+
+
+def quantized(site: Site, runs: Sequence[SeedRun]) -> tuple[Site, list[SeedRun]]:
+    """The finished run with its slim graphs' precision chosen, in a folder of its own in the run's.
+
+    The slim bundles that it is made of stay, for another choice.
+    """
+    options = site.plan.config.quantize
+    key = _key(options.model_dump(mode="json"))
+    after = replace(site, folder=site.folder / f"{options.numerics}-{key}")
+    write_whole(after.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
+    return after, [quantize_seed(site, after, run) for run in runs]
+
+
+def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
+    """Quantize a seed's slim bundle and evaluate it, or read what an earlier run has found.
+
+    Args:
+        site: where the fp32 bundle lies.
+        after: where the chosen one goes.
+        before: what was found for fp32.
+    """
+    seed, config = before.result.seed, site.plan.config
+    if (found := finished(after, seed)) is not None:
+        return found
+    folder, staged = after.of_seed(seed) / "slim", after.of_seed(seed) / ".slim.part"
+    for left in (folder, staged):
+        shutil.rmtree(left, ignore_errors=True)  # by a killed run
+    site.progress.step(f"seed {seed}: quantize", 0, 2)
+    shutil.copytree(site.of_seed(seed) / "slim", staged)
+    candidates = config.export.timing_candidates
+    made = quantize(open_bundle(staged), site.dataset, config.quantize, candidates, seed)
+    staged.rename(folder)
+    site.progress.step(f"seed {seed}: quantize", 1, 2)
+    slim = before.result.slim  # fp32 that stayed scores as it did
+    if made.manifest.numerics != FP32:
+        slim = evaluate_apart(folder, site.test)
+    run = before.model_copy(
+        update={
+            "result": before.result.model_copy(update={"slim": slim}),
+            "slim": before.slim.model_copy(update={"bytes": bytes_by_part(folder)}),
+            "numerics": made.manifest.numerics,
+        }
+    )
+    write_whole(after.of_seed(seed) / "result.json", run.model_dump_json(indent=1))
+    site.progress.step(f"seed {seed}: quantize", 2, 2)
+    return run
 
 
 def compress(site: Site, seed: int, dense: Dense) -> Compressed:
@@ -586,7 +647,7 @@ def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) 
             "config": plan_as_json(site.plan),
             "data_hash": site.dataset.fingerprint,
             "tools": tools(),
-            "notes": notes(site),
+            "notes": (*notes(site), *_numerics_notes(site, runs)),
         }
     )
     if found == other == card:
@@ -643,6 +704,13 @@ def notes(site: Site) -> tuple[str, ...]:
     if site.dataset.skipped_cells:
         lines.append(f"{site.dataset.skipped_cells:,} rows were left out for a bad cell")
     return tuple(lines)
+
+
+def _numerics_notes(site: Site, runs: Sequence[SeedRun]) -> tuple[str, ...]:
+    if site.plan.config.quantize.numerics == FP32:
+        return ()
+    by_seed = ", ".join(f"{run.numerics} of seed {run.result.seed}" for run in runs)
+    return (f"slim graphs, each chosen on its own seed's validation rows: {by_seed}",)
 
 
 def judge(gate: GateConfig, results: Sequence[SeedResult]) -> Verdict:

@@ -30,8 +30,10 @@ from compress.pipeline import Plan, plan_as_json, resolve
 
 Table = Mapping[str, Any]
 
-# These change no ranker, or have a key of their own in a sweep.
-UNSWEPT: Final = frozenset({"gate", "name", "publish", "runs", "seeds", "task", "threads"})
+# These change no ranker, or have a key of their own in a sweep. Cells are judged in fp32.
+UNSWEPT: Final = frozenset(
+    {"gate", "name", "publish", "quantize", "runs", "seeds", "task", "threads"}
+)
 
 
 class SweepConfig(Frozen):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compress import pipeline
+from compress import int8, pipeline
 from compress.config import ConfigError, GateConfig, RunConfig, load
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
@@ -260,6 +260,48 @@ def test_another_method_shares_the_dense_rankers(
     assert other.card.results[0].dense == outcome.card.results[0].dense
     assert other.card.results[0].slim != outcome.card.results[0].slim
     assert open_bundle(other.folder / "seed-1" / "dense").manifest.card == other.card
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_quantized_without_training(
+    outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In a folder of its own: what it was made of stays, and again is found done."""
+    in_this_process(monkeypatch)
+    monkeypatch.setattr(int8, "LEAST_INPUTS", 4)  # the tiny ranker's layers are narrow
+    bounds = ("quantize.max_logloss_rise=1", "quantize.max_auc_loss=1")
+    plan, stages = resolve(configured(here, "quantize.numerics=int8-static", *bounds)), Stages()
+    fp32 = here / outcome.folder.relative_to(outcome.folder.parents[2])
+    before = sums(fp32 / "seed-1")
+
+    found = run(plan, stages)
+
+    dense, slim = (open_bundle(folder).manifest for folder in folders_of(found).values())
+    assert {stage.partition(": ")[2] for stage in stages.seen if "seed" in stage} == {"quantize"}
+    assert (dense.numerics, slim.numerics) == ("fp32", "int8-static")
+    assert dense.card == slim.card == found.card
+    assert found.card.quantization is not None
+    assert found.card.quantization.chosen == "int8-static"
+    assert found.card.results[0].dense == outcome.card.results[0].dense
+    assert found.card.results[0].slim != outcome.card.results[0].slim
+    assert "int8-static of seed 1" in found.card.notes[-1]
+    assert sums(fp32 / "seed-1") == before
+    assert run(plan, Silent()) == found
+
+
+@pytest.mark.slow
+def test_what_stays_fp32_keeps_its_quality_and_says_why(
+    outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is evaluated again."""
+    monkeypatch.setattr(pipeline, "evaluate_apart", None)
+    monkeypatch.setattr(int8, "LEAST_INPUTS", 10_000)
+
+    found = run(resolve(configured(here, "quantize.numerics=auto")), Silent())
+
+    assert found.card.results == outcome.card.results
+    assert found.card.quantization is not None
+    assert found.card.quantization.reason.startswith("kept fp32: no layer of the candidates")
 
 
 @pytest.mark.slow

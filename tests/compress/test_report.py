@@ -7,7 +7,7 @@ import pytest
 
 from compress.report import comparison, interval, page, write
 from model_store.bundle import Bundle
-from model_store.manifest import Card, Resources
+from model_store.manifest import Card, NumericsTrial, Quantization, Resources
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,30 @@ def test_a_card_without_figures_is_still_a_page(card: Card):
 def test_the_interval_is_students(values, expected):
     """t(0.975, 1 degree) = 12.706; one value has no spread to tell."""
     assert interval(values) == pytest.approx(expected)
+
+
+def test_the_precisions_that_were_tried_stand_side_by_side(html: str, exported: Bundle):
+    """Quality, time, bytes and the reason of the choice; nothing where none was tried."""
+    trials = tuple(
+        NumericsTrial(
+            numerics=numerics,
+            auc=0.71,
+            logloss=0.51234,
+            moved=0.0031,
+            bytes=12_345,
+            us_per_request={200: 45.67},
+            speedup={200: (1.31, 1.42, 1.53)},
+        )
+        for numerics in ("fp32", "int8-static")
+    )
+    found = Quantization(chosen="int8-static", reason="it pays & loses little", trials=trials)
+    card = exported.manifest.card.model_copy(update={"quantization": found})
+    manifest = exported.manifest.model_copy(update={"card": card})
+
+    shown = page(Bundle(exported.root, manifest, exported.digest))
+
+    assert "Precision of the slim graph" not in html
+    for text in ("Precision of the slim graph: int8-static", "µs, 200 candidates", "0.51234"):
+        assert text in shown
+    for text in ("0.0031", "12,345", "45.7", "1.42x (1.31-1.53)", "it pays &amp; loses little."):
+        assert text in shown
