@@ -1,28 +1,29 @@
-"""Scoring time of a bundle's graphs: dense and slim, plain and split, in turn in one process.
+"""Scoring time of a bundle's graphs: dense and slim, plain and split, fp32 and int8, side by side.
 
     python benchmarks/scoring.py runs/store/criteo-0-05
 
 Takes a bundle's folder in a store (its aliases `dense` and `slim`), rebuilds rankers of the same
-shapes (weights do not change the time), exports each plain and split, and times them one after
-the other, over and over, one thread, each time with other rows (drawn uniformly from the tables).
+shapes (weights do not change the time), exports each plain and split, makes int8-static of each,
+and times them one after the other, over and over, one thread, each time with other rows (drawn
+uniformly from the tables).
 """
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from compress import int8
 from compress.export import export_plain, export_split
-from compress.graph import GraphSession, input_specs
+from compress.graph import GraphSession, input_specs, interleaved, repeat_request
 from compress.rankers import RANKERS
 from model_store.manifest import FeatureSpec, Manifest, NumericEncoding
 
 ROTATED = 32  # sets of rows, so that a table's rows are mostly not in the nearest cache
+CALIBRATION = 2048  # rows
 
 
 def ranker_of(manifest: Manifest, kind: str) -> torch.nn.Module:
@@ -59,46 +60,36 @@ def feeds(features: tuple[FeatureSpec, ...], candidates: int, rng: np.random.Gen
     return found
 
 
-def repeated(request: dict, candidates: int) -> dict:
-    """The request side repeated for every candidate, as a server without the split would."""
-    return {
-        name: np.repeat(array, candidates, axis=0) if name.startswith("request_") else array
-        for name, array in request.items()
-    }
-
-
 def sessions(store: Path, folder: Path) -> dict[str, tuple[GraphSession, tuple]]:
-    """The four graphs, by name, with the features that feed them."""
+    """The eight graphs, by name, with the features that feed them."""
     found = {}
     for kind in ("dense", "slim"):
         version = json.loads((store / "aliases" / f"{kind}.json").read_text())["version"]
         text = (store / "versions" / version / "manifest.json").read_bytes()
         manifest = Manifest.model_validate_json(text)
         ranker = ranker_of(manifest, kind)
+        request = feeds(manifest.features, CALIBRATION, np.random.default_rng(1))
+        rows = repeat_request(request, CALIBRATION)
         for form, write in (("plain", export_plain), ("split", export_split)):
             path = folder / f"{kind}-{form}.onnx"
             write(ranker, path)
-            found[f"{kind} {form}"] = (GraphSession(path), manifest.features)
+            found[f"{kind} {form} fp32"] = (GraphSession(path), manifest.features)
+            eight = folder / f"{kind}-{form}-int8.onnx"
+            int8.save(int8.static(int8.load(path), rows), eight)
+            found[f"{kind} {form} int8"] = (GraphSession(eight), manifest.features)
     return found
 
 
-def measure(graphs: dict, candidates: int, rounds: int) -> dict[str, list[float]]:
-    """Microseconds a request, a list a graph, the graphs in turn within each round."""
+def measure(graphs: dict, candidates: int, rounds: int) -> dict[str, np.ndarray]:
+    """Microseconds of CPU a request, (rounds,) a graph, the graphs in turn within each round."""
     rng = np.random.default_rng(0)
-    inputs = {}
+    inputs = []
     for name, (_, features) in graphs.items():
         sets = [feeds(features, candidates, rng) for _ in range(ROTATED)]
-        plain = name.endswith("plain")
-        inputs[name] = [repeated(s, candidates) for s in sets] if plain else sets
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(rounds + ROTATED):
-        for name, (session, _) in graphs.items():
-            given = inputs[name][turn % ROTATED]
-            start = time.perf_counter()
-            session.run(given)
-            if turn >= ROTATED:  # the first turns warm up
-                times[name].append((time.perf_counter() - start) * 1e6)
-    return times
+        plain = "plain" in name
+        inputs.append([repeat_request(s, candidates) for s in sets] if plain else sets)
+    times = interleaved([session for session, _ in graphs.values()], inputs, rounds)
+    return dict(zip(graphs, times, strict=True))
 
 
 def main() -> None:
@@ -111,14 +102,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         graphs = sessions(options.store, Path(folder))
         times = measure(graphs, options.candidates, options.rounds)
-    slowest = statistics.median(times["dense plain"])
-    print(f"{options.candidates} candidates, one thread, {options.rounds} rounds")
+    slowest = times["dense plain fp32"]
+    print(f"{options.candidates} candidates, one thread, {options.rounds} rounds, CPU time")
     print(
-        "| graph | p10 µs | median µs | p90 µs | faster than dense plain |\n|---|---|---|---|---|"
+        "| graph | p10 µs | median µs | p90 µs | faster than dense plain fp32 (quartiles) |\n"
+        "|---|---|---|---|---|"
     )
     for name, values in times.items():
         low, middle, high = np.percentile(values, [10, 50, 90])
-        print(f"| {name} | {low:.0f} | {middle:.0f} | {high:.0f} | {slowest / middle:.1f}x |")
+        first, ratio, third = np.percentile(slowest / values, [25, 50, 75])
+        print(
+            f"| {name} | {low:.0f} | {middle:.0f} | {high:.0f} "
+            f"| {ratio:.1f}x ({first:.1f}-{third:.1f}) |"
+        )
 
 
 if __name__ == "__main__":
