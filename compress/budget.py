@@ -71,6 +71,9 @@ class Pricing(Protocol):
     def bytes(self, sizes: Sizes) -> float:
         """Of its bundle on disk."""
 
+    def dense_bytes(self) -> float:
+        """Of the dense ranker's bundle, which may keep what is left of it in more bytes."""
+
     def p50_us(self, sizes: Sizes) -> float:
         """Median microseconds of a request."""
 
@@ -123,7 +126,12 @@ def _bounds(
             raise ConfigError(f"method.budget.{key}: there is no table of costs to tell it by")
         used = getattr(pricing, key)
         amount = used(dense)
-        yield Bound(key, key, _share(limit, amount, key), amount, used)
+        if key == "bytes" and not isinstance(limit, str):
+            # Of the bundle as it is, not of what it would be with nothing but its files packed.
+            share = min(1.0, limit * pricing.dense_bytes() / amount)
+        else:
+            share = _share(limit, amount)
+        yield Bound(key, key, share, amount, used)
 
 
 def flops_counter(ranker: Ranker, flops_of: FlopsOf) -> Callable[[Sizes], float]:
@@ -138,8 +146,8 @@ def flops_counter(ranker: Ranker, flops_of: FlopsOf) -> Callable[[Sizes], float]
     return used
 
 
-def _share(limit: float | str, dense: float, key: str) -> float:
+def _share(limit: float | str, dense: float) -> float:
     if isinstance(limit, str):
         number, unit = SIZE.fullmatch(limit).groups()  # type: ignore[union-attr]  # a Budget's
-        return min(1.0, float(number) * UNITS[unit] / dense)
-    return min(1.0, limit / dense) if key == "p50_us" else limit
+        limit = float(number) * UNITS[unit]
+    return min(1.0, limit / dense)

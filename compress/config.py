@@ -1,8 +1,8 @@
 """One TOML file is one run. What is mistyped is refused with the nearest right key.
 
-Sections whose keys depend on a registry (`data`, `ranker`, `method`) hold a ``type`` and that
-member's own options, which are checked against the ``Config`` that stands beside its code; so a
-new source, ranker or method touches no file here.
+Sections whose keys depend on a registry (`data`, `ranker`, `method`, `table`) hold a ``type`` and
+that member's own options, which are checked against the ``Config`` that stands beside its code; so
+a new source, ranker or method touches no file here.
 """
 
 import difflib
@@ -164,6 +164,7 @@ class RunConfig(AnyRun):
     method: Section
     tiers: tuple[TierConfig, ...] = ()
     finetune: TrainConfig = TrainConfig()
+    table: Section = Section(type="float32")
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     gate: GateConfig = GateConfig()

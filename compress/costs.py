@@ -12,6 +12,7 @@ from compress.graph import GraphSession, interleaved_us, rotation
 from compress.rankers.base import Ranker
 from model_store.bundle import CHECKSUMS_FILE, GRAPH_FILE, Bundle
 from model_store.manifest import Resources
+from model_store.packing import GZIP
 
 SIDECARS: Final = {CHECKSUMS_FILE: "manifest"}
 
@@ -43,7 +44,8 @@ def bytes_by_part(root: Path) -> dict[str, int]:
     parts["graph"] = graph_bytes - sum(parts.values())
     for name, size in files.items():
         if not name.startswith(GRAPH_FILE):
-            part = SIDECARS.get(name, Path(name).parts[0].removesuffix(".json"))
+            plain = name.removesuffix(GZIP)
+            part = SIDECARS.get(plain, Path(plain).parts[0].removesuffix(".json"))
             parts[part] = parts.get(part, 0) + size
     return parts
 

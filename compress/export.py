@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.config import CompressError, ExportConfig
-from compress.curves import HISTORY_FILE, Curve, write_curves
+from compress.curves import HISTORY_FILE, PACKED_HISTORY_FILE, Curve, write_curves
 from compress.data.base import Part, Schema
 from compress.data.encode import Dataset, encode_frame
 from compress.graph import (
@@ -39,7 +39,9 @@ from compress.graph import (
     pack,
     repeat_request,
 )
-from compress.rankers.base import Inputs, Ranker
+from compress.rankers.base import Inputs, Place, Ranker
+from compress.tables import ShippedTable, reordered
+from compress.vocabularies import Vocabulary, as_json, in_few_bytes
 from model_store.bundle import (
     GOLDEN_FILE,
     GRAPH_FILE,
@@ -49,7 +51,7 @@ from model_store.bundle import (
     item_tensor_file,
     seal,
 )
-from model_store.encoding import Encoder, make_encoder, token
+from model_store.encoding import FIRST, Encoder, make_encoder, token
 from model_store.manifest import (
     Card,
     FeatureSpec,
@@ -59,6 +61,7 @@ from model_store.manifest import (
     TensorSpec,
     VocabularyEncoding,
 )
+from model_store.packing import GZIP, packed
 
 TOLERANCE: Final = 1e-5
 
@@ -235,6 +238,7 @@ def export(
     card: Card,
     options: ExportConfig,
     history: Mapping[str, Curve] | None = None,
+    few_bytes: bool = False,
 ) -> Bundle:
     """Write and seal a ranker's bundle.
 
@@ -246,27 +250,32 @@ def export(
         card: the compression card so far; `seal_with_costs` replaces it once figures are in.
         options: sizes of what is written.
         history: the run's curves, kept for `report`.
+        few_bytes: whether vocabularies and JSON are packed; else they lie open to any reader.
 
     Raises:
         ExportError: the graph does not reproduce torch's scores.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoders = make_encoders(ranker.features, dataset.tokens)
+    write = _write_packed if few_bytes else _write_json
+    vocabularies = _vocabularies(ranker.features, dataset.tokens, few_bytes=few_bytes)
+    ranker = with_vocabularies(ranker, vocabularies)
+    encoders = make_encoders(ranker.features, {n: v.tokens for n, v in vocabularies.items()})
     rows = real_rows(dataset, options.golden_candidates * options.golden_requests)
     feeds = graph_inputs(rows, ranker.features, encoders)
 
     export_split(ranker, folder / GRAPH_FILE)
     prove(ranker, folder / GRAPH_FILE, feeds)
-    _write_vocabularies(folder, ranker.features, dataset.tokens)
-    items = _write_items(folder, ranker.features, encoders, dataset)
+    for vocabulary in vocabularies.values():
+        _write(folder / vocabulary.encoding.file, vocabulary.raw)
+    items = _write_items(folder, ranker.features, encoders, dataset, write)
     requests = golden_requests(dataset, ranker.features, rows, options.golden_candidates)
     cases = [
         {"request": request, "scores": golden_scores(ranker, encoders, request, dataset)}
         for request in requests
     ]
-    _write_json(folder / GOLDEN_FILE, cases)
+    golden = write(folder, GOLDEN_FILE, cases)
     if history is not None:
-        write_curves(folder / HISTORY_FILE, history)
+        write_curves(folder / (PACKED_HISTORY_FILE if few_bytes else HISTORY_FILE), history)
 
     return seal(
         folder,
@@ -275,6 +284,7 @@ def export(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=GRAPH_FILE,
             scores="probability",
+            numerics=_numerics(ranker),
             flops=sum(ranker.flops().values()),
             inputs=tuple(input_specs(ranker.features).values()),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=("N",)),),
@@ -282,7 +292,7 @@ def export(
             item_id=dataset.schema.item_id,
             items=items,
             data=dataset.schema.data,
-            golden=GOLDEN_FILE,
+            golden=golden,
             card=card,
         ),
     )
@@ -328,12 +338,45 @@ def real_rows(dataset: Dataset, count: int) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def _write_vocabularies(
-    folder: Path, features: Sequence[FeatureSpec], tokens: Mapping[str, Sequence[str]]
-) -> None:
-    for feature in features:
-        if not feature.pruned and isinstance(feature.encoding, VocabularyEncoding):
-            _write_json(folder / feature.encoding.file, list(tokens[feature.name]))
+def _numerics(ranker: Ranker) -> str:
+    kept_as = sorted({t.kept_as for t in ranker.tables.values() if isinstance(t, ShippedTable)})
+    return f"fp32 (tables kept in {', '.join(kept_as)})" if kept_as else "fp32"
+
+
+def _vocabularies(
+    features: Sequence[FeatureSpec], tokens: Mapping[str, Sequence[str]], *, few_bytes: bool
+) -> dict[str, Vocabulary]:
+    make = in_few_bytes if few_bytes else as_json
+    return {
+        feature.name: make(feature.encoding, tokens[feature.name])
+        for feature in features
+        if not feature.pruned and isinstance(feature.encoding, VocabularyEncoding)
+    }
+
+
+def with_vocabularies(ranker: Ranker, vocabularies: Mapping[str, Vocabulary]) -> Ranker:
+    """The ranker with its tables' rows in the order of the vocabularies, and its features so."""
+    orders = {name: v.order for name, v in vocabularies.items() if v.order is not None}
+
+    def make(table: nn.Module, places: Sequence[Place]) -> nn.Module:
+        moved = {place.rows.start: orders.get(place.feature.name) for place in places}
+        if all(order is None for order in moved.values()):
+            return table
+        rows = torch.arange(max(place.rows.stop for place in places))
+        for start, order in moved.items():
+            if order is not None:
+                first = start + FIRST
+                rows[first : first + len(order)] = first + torch.from_numpy(order)
+        return reordered(table, rows)
+
+    found = ranker.with_tables(make)
+    found.features = tuple(
+        f.model_copy(update={"encoding": vocabularies[f.name].encoding})
+        if f.name in vocabularies
+        else f
+        for f in ranker.features
+    )
+    return found
 
 
 def _write_items(
@@ -341,6 +384,7 @@ def _write_items(
     features: Sequence[FeatureSpec],
     encoders: Mapping[str, Encoder],
     dataset: Dataset,
+    write: Callable[[Path, str, Any], str],
 ) -> ItemTableSpec | None:
     catalogue, key = dataset.items, id_column(dataset.schema)
     if catalogue is None or key is None:
@@ -355,13 +399,11 @@ def _write_items(
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, tensor, allow_pickle=False)
     values = {f.name: _column(catalogue, f) for f in kept if f.column in catalogue.columns}
-    _write_json(folder / ITEM_IDS_FILE, ids)
-    _write_json(folder / ITEM_VALUES_FILE, values)
     return ItemTableSpec(
-        ids=ITEM_IDS_FILE,
+        ids=write(folder, ITEM_IDS_FILE, ids),
         tensors={name: item_tensor_file(name) for name in packed},
         items=len(ids),
-        values=ITEM_VALUES_FILE,
+        values=write(folder, ITEM_VALUES_FILE, values),
     )
 
 
@@ -461,6 +503,20 @@ def _with_catalogue(
     return joined | {str(dataset.schema.item_id): ids}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(folder: Path, name: str, content: Any) -> str:
+    _write(folder / name, _as_json(content))
+    return name
+
+
+def _write_packed(folder: Path, name: str, content: Any) -> str:
+    _write(folder / (name + GZIP), packed(_as_json(content)))
+    return name + GZIP
+
+
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, raw: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    path.write_bytes(raw)

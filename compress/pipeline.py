@@ -30,6 +30,7 @@ from typing import Any, Final, cast
 
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from compress.config import (
     ConfigError,
@@ -41,7 +42,7 @@ from compress.config import (
     configured,
 )
 from compress.costs import bytes_by_part, request_us, resources
-from compress.curves import HISTORY_FILE
+from compress.curves import HISTORY_FILE, history_file
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
@@ -55,13 +56,15 @@ from compress.pricing import MeasuredPricing
 from compress.progress import Progress
 from compress.quantize import FP32, quantize
 from compress.rankers import RANKERS
-from compress.rankers.base import Ranker, RankerConfig
+from compress.rankers.base import Place, Ranker, RankerConfig
 from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
+from compress.tables import TABLES, TableMethod
 from compress.tiers import join
 from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
+from model_store.packing import unpacked
 
 KINDS: Final = ("dense", "slim")
 
@@ -76,6 +79,8 @@ class Plan:
     ranker_config: RankerConfig
     method: Method
     method_config: Frozen
+    table: TableMethod
+    table_config: Frozen
     tiers: Mapping[str, "Plan"] = field(default_factory=dict)
 
 
@@ -135,16 +140,26 @@ def resolve(config: RunConfig) -> Plan:
     source = configured(SOURCES, config.data, "data", faults)
     ranker = configured(RANKERS, config.ranker, "ranker", faults)
     method = configured(METHODS, config.method, "method", faults)
+    table = configured(TABLES, config.table, "table", faults)
     if weight := config.train.distill.weight:
         faults.append(
             f"train.distill.weight: expected 0, got {weight:g}: the dense ranker has no teacher; "
             "say in [finetune] or [method] how much the slim one imitates it"
         )
     tiers = [] if method is None else _tier_configs(config, method[0], faults)
-    if faults or source is None or ranker is None or method is None:
+    if faults or source is None or ranker is None or method is None or table is None:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], Source]", source[0])
-    plan = Plan(config, make_source(source[1]), *ranker, method[0](), method[1])
+    make_table = cast("Callable[[Any], TableMethod]", table[0])
+    plan = Plan(
+        config,
+        make_source(source[1]),
+        *ranker,
+        method=method[0](),
+        method_config=method[1],
+        table=make_table(table[1]),
+        table_config=table[1],
+    )
     return replace(plan, tiers={own.name: _tier_plan(plan, own, options) for own, options in tiers})
 
 
@@ -323,6 +338,7 @@ def run_folder(plan: Plan, dataset: Dataset) -> Path:
     parts = {
         "dense": _dense_parts(plan, dataset),
         "method": [plan.config.method.type, plan.method_config.model_dump(mode="json")],
+        "table": [plan.config.table.type, plan.table_config.model_dump(mode="json")],
         **plan.config.model_dump(mode="json", include={"finetune"}),
     }
     return _folder(plan, "", parts)
@@ -388,7 +404,8 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
         "finetune": _curve(tuned),
         "method": compressed.history,
     }
-    bundle, quality = judged(site, here / "slim", compressed.ranker, card, curves)
+    small = shipped(compressed.ranker, site.plan.table)
+    bundle, quality = judged(site, here / "slim", small, card, curves, few_bytes=True)
     result = SeedRun(
         result=SeedResult(seed=seed, dense=dense.quality, slim=quality),
         dense=resources(dense.ranker, dense.bundle),
@@ -433,19 +450,34 @@ def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
     made = quantize(open_bundle(staged), site.dataset, config.quantize, candidates, seed)
     staged.rename(folder)
     site.progress.step(f"seed {seed}: quantize", 1, 2)
+    chosen = _chosen(made)
     slim = before.result.slim  # fp32 that stayed scores as it did
-    if made.manifest.numerics != FP32:
+    if chosen != FP32:
         slim = evaluate_apart(folder, site.test)
     run = before.model_copy(
         update={
             "result": before.result.model_copy(update={"slim": slim}),
             "slim": before.slim.model_copy(update={"bytes": bytes_by_part(folder)}),
-            "numerics": made.manifest.numerics,
+            "numerics": chosen,
         }
     )
     write_whole(after.of_seed(seed) / "result.json", run.model_dump_json(indent=1))
     site.progress.step(f"seed {seed}: quantize", 2, 2)
     return run
+
+
+def _chosen(bundle: Bundle) -> str:
+    found = click_card(bundle).quantization
+    return FP32 if found is None else found.chosen
+
+
+def shipped(ranker: Ranker, method: TableMethod) -> Ranker:
+    """The ranker with its tables as they ship."""
+
+    def make(table: nn.Module, places: Sequence[Place]) -> nn.Module:
+        return method.shipped(cast("nn.Embedding", table), [place.rows for place in places])
+
+    return ranker.with_tables(make)
 
 
 def compress(site: Site, seed: int, dense: Dense) -> Compressed:
@@ -470,6 +502,7 @@ def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
         dense.bundle,
         site.dataset,
         site.plan.config.export.timing_candidates,
+        site.plan.table,
         cache=latency_file(site),
         progress=site.progress,
     )
@@ -534,7 +567,8 @@ def own_dense(site: Site, seed: int) -> Bundle:
         dense = make_dense(site, seed).bundle
     slim = open_bundle(here / "slim")
     shutil.copytree(dense.root, staged)
-    shutil.copy(slim.path(HISTORY_FILE), staged)
+    if curves := history_file(slim.root):
+        (staged / HISTORY_FILE).write_bytes(unpacked(curves))
     seal(staged, dense.manifest.model_copy(update={"card": slim.manifest.card}))
     staged.rename(folder)
     return open_bundle(folder)
@@ -591,13 +625,19 @@ def describe(plan: Plan, seed: int, dense: Ranker, compressed: Compressed) -> Ca
 
 
 def judged(
-    site: Site, folder: Path, ranker: Ranker, card: Card, history: Mapping[str, Any]
+    site: Site,
+    folder: Path,
+    ranker: Ranker,
+    card: Card,
+    history: Mapping[str, Any],
+    *,
+    few_bytes: bool = False,
 ) -> tuple[Bundle, Quality]:
     """Export and evaluate a ranker, or read what an earlier run has left of it."""
     stage = f"seed {card.seed}: export and evaluate {folder.name}"
     found = _quality_file(folder)
     site.progress.step(stage, 0, 2)
-    bundle = export_once(site, folder, ranker, card, history)
+    bundle = export_once(site, folder, ranker, card, history, few_bytes=few_bytes)
     site.progress.step(stage, 1, 2)
     if not found.exists():
         write_whole(found, evaluate_apart(bundle.root, site.test).model_dump_json())
@@ -610,7 +650,13 @@ def _quality_file(bundle: Path) -> Path:
 
 
 def export_once(
-    site: Site, folder: Path, ranker: Ranker, card: Card, history: Mapping[str, Any]
+    site: Site,
+    folder: Path,
+    ranker: Ranker,
+    card: Card,
+    history: Mapping[str, Any],
+    *,
+    few_bytes: bool,
 ) -> Bundle:
     """Export a ranker, or open what an earlier run has exported in full."""
     try:
@@ -625,6 +671,7 @@ def export_once(
         card=card,
         options=site.plan.config.export,
         history=history,
+        few_bytes=few_bytes,
     )
 
 
@@ -689,6 +736,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     config = plan.config.model_dump(mode="json")
     config["ranker"] |= plan.ranker_config.model_dump(mode="json")
     config["method"] |= plan.method_config.model_dump(mode="json")
+    config["table"] |= plan.table_config.model_dump(mode="json")
     return config
 
 

@@ -26,62 +26,98 @@ from compress.graph import Feeds, GraphSession, interleaved_us, one_request
 from compress.progress import Progress
 from compress.rankers.base import Keep, Layer, Ranker, Sizes
 from compress.slim import slim
+from compress.tables import TableMethod
+from compress.vocabularies import in_few_bytes
 from model_store.bundle import Bundle
 from model_store.manifest import VocabularyEncoding
+from model_store.packing import packed
 
 FLOAT_BYTES: Final = 4
 FITTED: Final = 24  # rankers that the times are fitted on
 HELD_OUT: Final = 8  # and those that the fit is judged on
 ROUNDS: Final = 200
 NARROWEST: Final = 0.02
-CURVES: Final = 24 << 10  # bytes of the curves that slimming adds to the dense ranker's
+CURVES: Final = 10 << 10  # bytes of the curves that slimming adds to the dense ranker's, packed
 LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
 WORST: Final = 0.1  # median error on the held-out rankers that is borne without a warning
 
 
 class ByteTable:
-    """Bytes of a bundle by its ranker's sizes: the dense bundle's, less what goes.
+    """Bytes of a slim bundle by its ranker's sizes: the dense bundle's, packed, less what goes.
 
-    Tables and layers are counted exactly; of a field that goes, its vocabulary and its share of the
-    catalogue go with it. Manifest, golden requests and the graph's nodes are taken to stay, and the
-    curves of slimming to come.
+    Tables, as they ship, and layers are counted exactly; of a field that goes, its vocabulary and
+    its share of the catalogue go with it. Manifest, golden requests and the graph's nodes are taken
+    to stay, and the curves of slimming to come.
     """
 
-    def __init__(self, ranker: Ranker, bundle: Bundle) -> None:
-        self._ranker = ranker
+    def __init__(self, ranker: Ranker, bundle: Bundle, method: TableMethod) -> None:
+        self._ranker, self._method = ranker, method
         self._rows = {field.name: field.rows for field in ranker.fields}
-        extras = _bytes_by_feature(bundle)
+        packed_files = _packed_sizes(bundle)
+        extras = _bytes_by_feature(bundle, packed_files)
         self._extras = {
             field.name: sum(extras.get(name, 0) for name in field.features)
             for field in ranker.fields
         }
-        dense = sum(bytes_by_part(bundle.root).values())
-        self._fixed = dense - self._counted(ranker.sizes()) + CURVES
+        self.dense = sum(bytes_by_part(bundle.root).values())
+        files = {entry.path: entry.bytes for entry in bundle.manifest.files}
+        saved = sum(files[name] - size for name, size in packed_files.items())
+        trained = sum(field.rows * field.width for field in ranker.fields) * FLOAT_BYTES
+        graph = trained - self._tables(ranker.sizes())
+        self._fixed = self.dense - saved - graph - self._counted(ranker.sizes()) + CURVES
 
     def __call__(self, sizes: Sizes) -> float:
         """Bytes on disk."""
         return self._fixed + self._counted(sizes)
 
     def _counted(self, sizes: Sizes) -> float:
-        tables = sum(self._rows[name] * width for name, width in sizes.widths.items())
         layers = sum(layer.parameters for layer in self._ranker.layers_at(sizes))
         extras = sum(self._extras[name] for name, width in sizes.widths.items() if width)
-        return FLOAT_BYTES * (tables + layers) + extras
+        return self._tables(sizes) + FLOAT_BYTES * layers + extras
+
+    def _tables(self, sizes: Sizes) -> float:
+        return sum(
+            self._method.bytes(self._rows[name], width)
+            for name, width in sizes.widths.items()
+            if width and self._rows[name]
+        )
 
 
-def _bytes_by_feature(bundle: Bundle) -> dict[str, int]:
+def _packed_sizes(bundle: Bundle) -> dict[str, int]:
+    """What a dense bundle's files would take in a slim one, by name: those that are packed there.
+
+    The dense ranker's curves are taken to stay.
+    """
+    manifest = bundle.manifest
+    sizes = {
+        feature.encoding.file: len(in_few_bytes(feature.encoding, tokens).raw)
+        for feature in manifest.features
+        if isinstance(feature.encoding, VocabularyEncoding)
+        and (tokens := bundle.tokens(feature.name)) is not None
+    }
+    items = manifest.items
+    for name in (manifest.golden, items and items.ids, items and items.values):
+        if name:
+            sizes[name] = len(packed(bundle.path(name).read_bytes()))
+    return sizes
+
+
+def _bytes_by_feature(bundle: Bundle, packed_sizes: Mapping[str, int]) -> dict[str, float]:
     """Of each feature: its vocabulary, its columns of the catalogue, its raw values there."""
     manifest, found = bundle.manifest, {}
     items = manifest.items
-    values = json.loads(bundle.path(items.values).read_bytes()) if items and items.values else {}
+    values, zipped = {}, 0.0
+    if items and items.values:
+        raw = bundle.path(items.values).read_bytes()
+        values, zipped = json.loads(raw), packed_sizes[items.values] / len(raw)
     for feature in manifest.features:
-        size = 0
+        size = 0.0
         if isinstance(feature.encoding, VocabularyEncoding):
-            size += bundle.path(feature.encoding.file).stat().st_size
+            size += packed_sizes.get(feature.encoding.file, 0)
         if items is not None and feature.tensor in items.tensors:
             size += items.items * feature.length * FLOAT_BYTES
         if feature.name in values:
-            size += len(json.dumps(values[feature.name], ensure_ascii=False))
+            size += zipped * len(json.dumps(values[feature.name], ensure_ascii=False))
         found[feature.name] = size
     return found
 
@@ -154,6 +190,7 @@ class MeasuredPricing:
         bundle: its.
         dataset: gives the rows that requests are made of.
         candidates: of a request.
+        tables: how the slimmed versions' tables ship.
         cache: where the measured table is kept.
         progress: told of the rankers measured.
     """
@@ -162,12 +199,13 @@ class MeasuredPricing:
     bundle: Bundle
     dataset: Dataset
     candidates: int
+    tables: TableMethod
     cache: Path
     progress: Progress
 
     @cached_property
     def _bytes(self) -> ByteTable:
-        return ByteTable(self.ranker, self.bundle)
+        return ByteTable(self.ranker, self.bundle, self.tables)
 
     @cached_property
     def _latency(self) -> LatencyTable:
@@ -186,6 +224,10 @@ class MeasuredPricing:
     def bytes(self, sizes: Sizes) -> float:
         """Of the bundle on disk."""
         return self._bytes(sizes)
+
+    def dense_bytes(self) -> float:
+        """Of the dense bundle, as it lies on disk."""
+        return float(self._bytes.dense)
 
     def p50_us(self, sizes: Sizes) -> float:
         """Median microseconds of a request.

@@ -33,7 +33,14 @@ from compress.graph import (
 from compress.metrics import auc, logloss
 from compress.train import Columns
 from model_store.bundle import Bundle, seal
-from model_store.manifest import MOST_TOLERANCE, Manifest, NumericsTrial, Quantization
+from model_store.encoding import FIRST
+from model_store.manifest import (
+    MOST_TOLERANCE,
+    NumericsTrial,
+    Quantization,
+    VocabularyEncoding,
+)
+from model_store.packing import GZIP, packed
 
 FP32: Final = "fp32"
 MANY: Final = 1000  # candidates of the requests that are timed besides the config's
@@ -80,7 +87,9 @@ def quantize(
         _replace_graph(bundle, graphs[chosen])
     _rewrite_golden(bundle, dataset)
     moved = next(trial.moved for trial in trials if trial.numerics == chosen)
-    return _sealed(bundle, found, numerics=chosen, golden_tolerance=moved)
+    # What else is kept small stays in the words: "fp32 (tables kept in int8)".
+    numerics = bundle.manifest.numerics.replace(FP32, chosen, 1)
+    return _sealed(bundle, found, numerics=numerics, golden_tolerance=moved)
 
 
 def build_forms(
@@ -92,7 +101,7 @@ def build_forms(
         return {}
     rng = np.random.default_rng(seed)
     rows = options.calibration_rows
-    calibration = next(_parts(dataset, bundle.manifest, "train", rows, rng))[0]
+    calibration = next(_Rows(dataset, bundle).parts("train", rows, rng))[0]
     wanted = int8.FORMS if options.numerics == "auto" else (options.numerics,)
     written = {}
     for name in wanted:
@@ -111,10 +120,10 @@ def measure(
 ) -> list[NumericsTrial]:
     """Quality, time and bytes of graphs of one ranker, the first of which is fp32."""
     sessions = {name: GraphSession(path) for name, path in graphs.items()}
-    manifest = bundle.manifest
+    given = _Rows(dataset, bundle)
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in graphs}
-    labels, first = [], next(_parts(dataset, manifest, "validation", ROWS))[0]
-    for feeds, label in _parts(dataset, manifest, "validation", ROWS):
+    labels, first = [], next(given.parts("validation", ROWS))[0]
+    for feeds, label in given.parts("validation", ROWS):
         labels.append(label)
         for name, session in sessions.items():
             scores[name].append(session.run(feeds))
@@ -122,7 +131,7 @@ def measure(
 
     times = {}
     for count in sorted({candidates, MANY}):
-        rows = next(_parts(dataset, manifest, "validation", SETS * count))[0]
+        rows = next(given.parts("validation", SETS * count))[0]
         sets = [rotation(rows, count)] * len(sessions)
         times[count] = timer(list(sessions.values()), sets, ROUNDS)
     return [
@@ -140,20 +149,36 @@ def measure(
     ]
 
 
-def _parts(
-    dataset: Dataset,
-    manifest: Manifest,
-    part: Part,
-    rows: int,
-    rng: np.random.Generator | None = None,
-) -> Iterator[tuple[dict[Any, Any], NDArray[np.float32]]]:
-    """Rows of a part as a graph's inputs with their labels, so many at a time."""
-    columns = Columns(dataset.features, manifest)
+class _Rows:
+    """A data set's rows as the graph of a bundle takes them."""
 
-    def fed(batch: Batch) -> dict[Any, Any]:
-        return {name: array for name, array in columns.arrays(batch).items() if array.shape[1]}
+    def __init__(self, dataset: Dataset, bundle: Bundle) -> None:
+        self._dataset, self._columns = dataset, Columns(dataset.features, bundle.manifest)
+        self._places = [
+            (spec, _places(dataset.tokens[spec.name], bundle.tokens(spec.name)))
+            for spec in bundle.manifest.features
+            if isinstance(spec.encoding, VocabularyEncoding) and not spec.pruned
+        ]
 
-    return ((fed(batch), batch.label) for batch in dataset.batches(part, rows, rng))
+    def parts(
+        self, part: Part, rows: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[dict[Any, Any], NDArray[np.float32]]]:
+        """Inputs and labels of a part, so many rows at a time."""
+        return ((self._fed(batch), batch.label) for batch in self._dataset.batches(part, rows, rng))
+
+    def _fed(self, batch: Batch) -> dict[Any, Any]:
+        arrays = {name: array.copy() for name, array in self._columns.arrays(batch).items()}
+        for spec, places in self._places:
+            if spec.tensor is not None:
+                columns = arrays[spec.tensor][:, spec.start : spec.start + spec.length]
+                columns[:] = places[columns]
+        return {name: array for name, array in arrays.items() if array.shape[1]}
+
+
+def _places(ours: Sequence[str], theirs: Sequence[str] | None) -> NDArray[np.int32]:
+    """Row by the data set's vocabulary -> row by the bundle's, which may be in another order."""
+    rows = {token: row for row, token in enumerate(theirs or (), start=FIRST)}
+    return np.array([*range(FIRST), *(rows[token] for token in ours)], np.int32)
 
 
 def _split_gap(session: GraphSession, rows: Feeds) -> float:
@@ -237,8 +262,9 @@ def _rewrite_golden(bundle: Bundle, dataset: Dataset) -> None:
         feeds = golden_inputs(bundle.manifest.features, encoders, case.request, dataset)
         scores = [float(score) for score in session.run(feeds)]
         cases.append({"request": case.request, "scores": scores})
-    text = json.dumps(cases, ensure_ascii=False, allow_nan=False)
-    bundle.path(bundle.manifest.golden).write_text(f"{text}\n")
+    raw = f"{json.dumps(cases, ensure_ascii=False, allow_nan=False)}\n".encode()
+    path = bundle.path(bundle.manifest.golden)
+    path.write_bytes(packed(raw) if path.suffix == GZIP else raw)
 
 
 def _sealed(bundle: Bundle, found: Quantization, **update: Any) -> Bundle:

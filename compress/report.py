@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.stats import t as student
 
-from compress.curves import HISTORY_FILE, Curve, read_curves
+from compress.curves import Curve, history_file, read_curves
 from compress.export import click_card
 from model_store.bundle import Bundle
 from model_store.manifest import Card, FeatureSpec, Manifest, Quality
@@ -126,8 +126,8 @@ def template(path: str) -> Template:
 
 def history(bundle: Bundle) -> dict[str, Curve]:
     """The curves that the run left in the bundle; none if it left none."""
-    path = bundle.path(HISTORY_FILE)
-    return read_curves(path) if path.exists() else {}
+    path = history_file(bundle.root)
+    return {} if path is None else read_curves(path)
 
 
 def mean(card: Card, kind: str, metric: str) -> float:

@@ -3,6 +3,7 @@
 The files are read as the plain JSON they are; the format is docs/bundle-format.md.
 """
 
+import gzip
 import json
 import operator
 import random
@@ -181,6 +182,7 @@ def _pool_of_rows(people: list[dict[str, Any]], candidates: list[dict[str, Any]]
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
     except OSError as error:
         raise BundleUnusable(f"{path}: cannot be read: {error.strerror}") from None

@@ -33,10 +33,12 @@ from model_store.manifest import (
     InputName,
     Int8Vectors,
     Manifest,
+    NumberCode,
     SessionSpec,
     StoredCodes,
     VocabularyEncoding,
 )
+from model_store.packing import decode_tokens, unpacked
 
 CHECKSUMS_FILE: Final = "SHA256SUMS"
 GRAPH_FILE: Final = "model.onnx"
@@ -146,14 +148,18 @@ class Bundle:
 
         Raises:
             KeyError: the bundle has no such feature.
-            BundleCorrupt: the vocabulary repeats a token, or has more than the table has rows for.
+            BundleCorrupt: the vocabulary repeats a token, has more than the table has rows for, or
+                is not coded as the manifest says.
         """
         spec = {spec.name: spec for spec in self.manifest.features}[feature]
         if spec.pruned or not isinstance(spec.encoding, VocabularyEncoding):
             return None
         file, known = spec.encoding.file, spec.encoding.rows - FIRST
-        tokens = self._load(file, _STRINGS)
-        self._check_unique(file, tokens)
+        if spec.encoding.numbers is None:
+            tokens = self._load(file, _STRINGS)
+            self._check_unique(file, tokens)
+        else:
+            tokens = self._numbers(file, spec.encoding.numbers)
         if len(tokens) > known:
             raise BundleCorrupt(
                 f"{self.path(file)}: {len(tokens)} tokens, the table has rows for {known}"
@@ -227,9 +233,16 @@ class Bundle:
     def _load(self, name: str, adapter: TypeAdapter[T]) -> T:
         path = self.path(name)
         try:
-            return adapter.validate_json(path.read_bytes(), strict=True)
+            return adapter.validate_json(unpacked(path), strict=True)
         except ValidationError as error:
             raise BundleCorrupt(f"{path}: {_first(error.errors())}") from None
+
+    def _numbers(self, name: str, code: NumberCode) -> list[str]:
+        path = self.path(name)
+        try:
+            return decode_tokens(code, unpacked(path))
+        except ValueError as error:
+            raise BundleCorrupt(f"{path}: {error}; publish the bundle again") from None
 
     def _tensor(self, name: InputName, file: str, items: int) -> NDArray[Any]:
         path = self.path(file)

@@ -38,13 +38,35 @@ class NumericEncoding(Frozen):
     default: float = 0.0
 
 
+class NumberCode(Frozen):
+    """How a file holds tokens that are whole numbers, in ascending order: an Elias-Fano code.
+
+    Attributes:
+        base: 10, or 16 with lower-case digits.
+        digits: of every token, zeros in front included; 0: no zeros in front.
+        tokens: how many.
+        bits: of each number, the low ones, kept as they are; the rest is kept in unary.
+    """
+
+    base: Literal[10, 16]
+    digits: int = Field(ge=0, le=20)
+    tokens: int = Field(ge=1)
+    bits: int = Field(ge=0, le=63)
+
+
 class VocabularyEncoding(Frozen):
-    """A token's row in its vocabulary: 0 out of vocabulary, 1 missing, 2.. the known tokens."""
+    """A token's row in its vocabulary: 0 out of vocabulary, 1 missing, 2.. the known tokens.
+
+    Attributes:
+        file: a JSON array of the tokens, or what ``numbers`` tells.
+        numbers: how the file holds them as numbers; None: it is JSON.
+    """
 
     type: Literal["vocabulary"] = "vocabulary"
     file: str
     rows: int = Field(ge=2)
     default: str | None = None
+    numbers: NumberCode | None = None
 
 
 class HashEncoding(Frozen):

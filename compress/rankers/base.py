@@ -8,12 +8,13 @@ first, so whatever a layer does for the request is a slice of its weights.
 Shapes: R request rows (1 or N), N candidates, B = N rows in training, F fields, D a width.
 """
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Annotated, ClassVar, Final, Literal, cast, get_args
+from typing import Annotated, ClassVar, Final, Literal, Self, cast, get_args
 
 import torch
 from pydantic import Field as Option
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.config import ConfigError, Frozen
+from compress.tables import look_up
 from model_store.manifest import FeatureSpec, InputName, NumericEncoding
 
 OOV: Final = 0
@@ -431,11 +433,12 @@ class Side(nn.Module):
 
     def _embedded(self, tables: nn.ModuleDict, ids: Tensor) -> Iterator[Tensor]:
         rows, column = ids + self.offsets, 0
-        for width, run in groupby(self.places, key=lambda place: place.width):
-            features = [place.feature for place in run]
-            end = column + sum(feature.length for feature in features)
-            vectors = tables[str(width)](rows[:, column:end])
-            yield from _pooled(features, vectors, ids[:, column:end])
+        for width, grouped in groupby(self.places, key=lambda place: place.width):
+            run = list(grouped)
+            blocks = [place.rows.start for place in run for _ in range(place.feature.length)]
+            end = column + len(blocks)
+            vectors = look_up(tables[str(width)], rows[:, column:end], blocks)
+            yield from _pooled([place.feature for place in run], vectors, ids[:, column:end])
             column = end
 
 
@@ -530,6 +533,21 @@ class Ranker(nn.Module, ABC):
         """All other parameters."""
         tables = self.sparse_tables()
         return [p for name, p in self.named_parameters() if name not in tables]
+
+    def with_tables(self, make: Callable[[nn.Module, Sequence[Place]], nn.Module]) -> Self:
+        """This ranker over other tables; all else is copied.
+
+        Args:
+            make: a table and the places of the fields in it -> the table in its stead.
+        """
+        places = [place for side in self._sides for place in side.places]
+        tables = nn.ModuleDict(
+            {
+                width: make(table, [p for p in places if p.width == int(width)])
+                for width, table in self.tables.items()
+            }
+        )
+        return copy.deepcopy(self, {id(self.tables): tables})
 
     def request_fields(self, inputs: Inputs) -> list[Tensor]:
         """Runs of the request's fields of one width (R, k, D); none without any."""

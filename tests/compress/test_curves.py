@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from compress.curves import read_curves, write_curves
+from compress.curves import PACKED_HISTORY_FILE, history_file, read_curves, write_curves
 
 
 def test_curves_come_back(tmp_path: Path) -> None:
@@ -20,6 +20,19 @@ def test_curves_come_back(tmp_path: Path) -> None:
         {"step": 2_000_000, "loss": None},
     ]
     assert list(found["method"]) == []
+
+
+def test_curves_come_back_from_gzip(tmp_path: Path) -> None:
+    """Where the name says so; either file is found."""
+    steps = [{"step": n, "loss": 0.5} for n in range(100)]
+    assert history_file(tmp_path) is None
+
+    write_curves(tmp_path / PACKED_HISTORY_FILE, {"train": steps})
+
+    found = history_file(tmp_path)
+    assert found is not None
+    assert found.stat().st_size < 300
+    assert read_curves(found) == {"train": steps}
 
 
 def test_rows_are_read_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +15,10 @@ from compress.costs import bytes_by_part
 from compress.data.encode import Dataset, encode_frame
 from compress.export import ExportError, export, prove, real_rows, torch_scores
 from compress.graph import GraphSession, one_request, repeat_request
+from compress.pipeline import shipped
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker
+from compress.tables import TABLES
 from model_store.bundle import Bundle, open_bundle
 from model_store.manifest import Card
 
@@ -171,6 +174,60 @@ def test_golden_requests_repeat_no_candidate(exported: Bundle):
     for case in exported.golden():
         ids = case.request["candidates"]["ids"]
         assert len(set(ids)) == len(ids) == len(case.scores)
+
+
+def test_a_packed_bundle_means_the_same_in_fewer_bytes(
+    exported: Bundle, slimmed: Ranker, dataset: Dataset, card: Card, tmp_path: Path
+):
+    """Rows that moved moved with their tokens: the same requests score the same."""
+    packed = export(
+        slimmed,
+        dataset,
+        tmp_path / "packed",
+        name="ctr",
+        card=card,
+        options=ExportConfig(golden_requests=3, golden_candidates=10),
+        history={"train": [{"step": 0, "logloss": 0.7}]},
+        few_bytes=True,
+    )
+
+    names = {entry.path for entry in packed.manifest.files}
+    assert {"golden.json.gz", "items/ids.json.gz", "items/values.json.gz"} <= names
+    assert "history.json.gz" in names
+    coded = [f.name for f in packed.manifest.features if "numbers" in f"{f.encoding!r}"]
+    assert coded
+    for feature in packed.manifest.features:
+        assert sorted(packed.tokens(feature.name) or []) == sorted(
+            exported.tokens(feature.name) or []
+        )
+    assert packed.item_table().values == exported.item_table().values
+    assert packed.item_table().ids == exported.item_table().ids
+    rows = real_rows(dataset, 64)
+    scores = [
+        GraphSession(bundle.path("model.onnx")).run(
+            exporting.graph_inputs(rows, bundle.manifest.features, bundle.encoders())
+        )
+        for bundle in (packed, exported)
+    ]
+    np.testing.assert_array_equal(*scores)
+    for ours, theirs in zip(packed.golden(), exported.golden(), strict=True):
+        assert ours.request == theirs.request
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-7)
+    assert slimmed.features == exported.manifest.features
+    sizes = [sum(bytes_by_part(bundle.root).values()) for bundle in (packed, exported)]
+    assert sizes[0] < 0.9 * sizes[1]
+
+
+def test_the_manifest_says_what_tables_are_kept_in(
+    slimmed: Ranker, dataset: Dataset, card: Card, tmp_path: Path
+):
+    """In words, beside the digest: whoever compares scores should know."""
+    method: Any = TABLES["int8"]
+    small = shipped(slimmed, method(method.Config()))
+
+    bundle = export(small, dataset, tmp_path, name="ctr", card=card, options=ExportConfig())
+
+    assert bundle.manifest.numerics == "fp32 (tables kept in int8)"
 
 
 def test_history_is_strict_json(exported: Bundle):

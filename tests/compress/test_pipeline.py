@@ -14,6 +14,7 @@ import pytest
 
 from compress import int8, pipeline
 from compress.config import ConfigError, GateConfig, RunConfig, load
+from compress.curves import read_curves
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
@@ -316,8 +317,35 @@ def test_the_runs_own_dense_bundle_is_the_shared_one(outcome: Outcome, place: Pa
         )
     )
 
-    assert own == {**shared, "history.json": slim["history.json"]}
+    folder = outcome.folder / "seed-1"
+    assert own["history.json"] != shared["history.json"]
+    assert {**own, "history.json": ""} == {**shared, "history.json": ""}
+    assert read_curves(folder / "dense" / "history.json") == read_curves(
+        folder / "slim" / "history.json.gz"
+    )
     assert own["model.onnx"] != slim["model.onnx"]
+
+
+@pytest.mark.slow
+def test_tables_ship_as_the_config_says(
+    outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The slim graph's alone; the dense ranker is the one that other runs trained."""
+    in_this_process(monkeypatch)
+    stages = Stages()
+
+    other = run(resolve(configured(here, "table={type = 'int4'}", "seeds=[1]")), stages)
+
+    assert "seed 1: train" not in stages.seen
+    before, after = outcome.card.slim.bytes, other.card.slim.bytes
+    tables = outcome.card.dense.bytes["embedding tables"]
+    assert other.card.dense.bytes["embedding tables"] == tables
+    assert after["embedding tables"] < 0.25 * before["embedding tables"]
+    assert after["mlp"] < before["mlp"] + 200
+    assert other.card.config["table"] == {"type": "int4"}
+    for kind, numerics in (("dense", "fp32"), ("slim", "fp32 (tables kept in int4)")):
+        bundle = open_bundle(other.folder / "seed-1" / kind)
+        assert bundle.manifest.numerics == numerics
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from compress.config import CompressError, ExportConfig
 from compress.costs import bytes_by_part
 from compress.data.encode import Dataset
 from compress.export import export
+from compress.pipeline import shipped
 from compress.pricing import (
     CURVES,
     FITTED,
@@ -26,16 +28,28 @@ from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import slim
+from compress.tables import TABLES, TableMethod
 from model_store.bundle import Bundle
 from model_store.manifest import Card
 
 Build = Callable[..., Ranker]
 
 
-def exported(ranker: Ranker, dataset: Dataset, card: Card, folder: Path) -> Bundle:
+def exported(
+    ranker: Ranker, dataset: Dataset, card: Card, folder: Path, *, few_bytes: bool = False
+) -> Bundle:
     """A sealed bundle."""
     options = ExportConfig(golden_requests=2, golden_candidates=5)
-    return export(ranker, dataset, folder, name="ctr", card=card, options=options)
+    return export(
+        ranker, dataset, folder, name="ctr", card=card, options=options, few_bytes=few_bytes
+    )
+
+
+def method_of(kind: str) -> TableMethod:
+    """A way for tables to ship, with its default options."""
+    method: Any = TABLES[kind]
+    made: TableMethod = method(method.Config())
+    return made
 
 
 def whole(dense: Ranker, small: Ranker) -> Sizes:
@@ -45,20 +59,28 @@ def whole(dense: Ranker, small: Ranker) -> Sizes:
 
 
 @pytest.mark.slow
-def test_bytes_are_told_and_never_too_few(dataset: Dataset, card: Card, tmp_path: Path) -> None:
-    """Exactly of the dense bundle; of a small one, whose manifest shrinks too, nearly."""
-    config = RANKERS["dlrm"].Config(dim=32, bottom=(64,), top=(96, 32))
+@pytest.mark.parametrize("kind", TABLES)
+def test_bytes_are_told_and_hardly_too_few(
+    dataset: Dataset, card: Card, tmp_path: Path, kind: str
+) -> None:
+    """As the slim bundle keeps them: packed files, small tables; the manifest shrinks besides."""
+    config = RANKERS["dlrm"].Config(dim=96, bottom=(64,), top=(96, 32))
     dense = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(0)).eval()
     bundle = exported(dense, dataset, card, tmp_path / "dense")
     small = slim(dense, random_keep(dense, np.random.default_rng(5))).eval()
 
-    told = ByteTable(dense, bundle)
+    told = ByteTable(dense, bundle, method_of(kind))
 
-    size = sum(bytes_by_part(exported(small, dataset, card, tmp_path / "slim").root).values())
-    dense_size = sum(bytes_by_part(bundle.root).values())
-    assert told(dense.sizes()) == dense_size + CURVES
-    assert size < 0.8 * dense_size
-    assert size <= told(whole(dense, small)) - CURVES <= 1.05 * size
+    def taken(ranker: Ranker, name: str) -> int:
+        small = shipped(ranker, method_of(kind))
+        found = exported(small, dataset, card, tmp_path / name, few_bytes=True)
+        return sum(bytes_by_part(found.root).values())
+
+    size, whole_size = taken(small, "slim"), taken(dense, "whole")
+    assert told.dense == sum(bytes_by_part(bundle.root).values())
+    assert size < 0.8 * whole_size < 0.8 * told.dense
+    assert told(dense.sizes()) - CURVES == pytest.approx(whole_size, rel=0.02)
+    assert 0.98 * size <= told(whole(dense, small)) - CURVES <= 1.06 * size
 
 
 def timed(build: Build, count: int, noise: float = 0.0) -> tuple[Ranker, list[Timed]]:
@@ -120,7 +142,8 @@ def test_times_that_fit_nothing_are_refused(
     cache = tmp_path / "latency.json"
     rows = [{"widths": t.sizes.widths, "hidden": t.sizes.hidden, "us": t.us} for t in found]
     cache.write_text(json.dumps(rows))
-    pricing = MeasuredPricing(dense, exported, dataset, 50, cache, Silent())
+    tables = method_of("float32")
+    pricing = MeasuredPricing(dense, exported, dataset, 50, tables, cache, Silent())
 
     with pytest.raises(CompressError, match=r"budget\.p50_us: .* other work may disturb"):
         pricing.p50_us(dense.sizes())

@@ -11,6 +11,7 @@ from compress.data import SOURCES
 from compress.methods import METHODS
 from compress.rankers import RANKERS
 from compress.sweep.launchers import LAUNCHERS
+from compress.tables import TABLES
 from service.caches import CACHES
 from service.caches.redis import FORMAT
 from service.catalogue import ARRAYS
@@ -86,8 +87,8 @@ def test_each_error_code_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "registry",
-    [SOURCES, RANKERS, METHODS, LAUNCHERS, CACHES],
-    ids=["sources", "rankers", "methods", "launchers", "caches"],
+    [SOURCES, RANKERS, METHODS, TABLES, LAUNCHERS, CACHES],
+    ids=["sources", "rankers", "methods", "tables", "launchers", "caches"],
 )
 def test_each_registry_member_is_in_the_readme(registry: Iterable[str]) -> None:
     """A reader learns from README what there is to choose from."""

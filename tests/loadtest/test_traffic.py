@@ -1,5 +1,6 @@
 """Requests drawn from a bundle's own files."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_bundle_without_a_catalogue_gives_rows_of_its_golden_requests(bundle: Pa
     rows = set(zip(features["I14"], features["I15"], strict=True))
     assert rows == {("a", 1), ("b", 2), ("c", None), (None, None)}
     assert len(query.ids) == 4
+
+
+def test_packed_golden_requests_are_read(bundle: Path) -> None:
+    """A slim bundle keeps them in gzip; the manifest says under which name."""
+    held = (bundle / "golden.json").read_bytes()
+    plain = traffic.read_pool(bundle)
+    (bundle / "golden.json").unlink()
+    (bundle / "golden.json.gz").write_bytes(gzip.compress(held))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "golden": "golden.json.gz"}))
+
+    assert traffic.read_pool(bundle) == plain
 
 
 def test_too_few_candidates_are_told_with_the_option_to_lower(bundle: Path) -> None:

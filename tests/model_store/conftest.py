@@ -197,6 +197,13 @@ def bundle(sealed: Path, tmp_path: Path) -> Bundle:
     return open_bundle(shutil.copytree(sealed, tmp_path / "bundle"))
 
 
+@pytest.fixture
+def packed_bundle(tmp_path: Path) -> Bundle:
+    """A tiny bundle as the first release of format 3 packed it, sealed anew."""
+    root = shutil.copytree(Path(__file__).with_name("format_3"), tmp_path / "packed")
+    return seal(root, open_bundle(root).manifest)
+
+
 @pytest.fixture(scope="session")
 def three_versions(sealed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, to copy, with versions 1 to 3 of ctr; prod names 2, and named 1 before."""

@@ -41,9 +41,11 @@ from model_store.manifest import (
 FORMAT_1 = Path(__file__).with_name("format_1")
 FORMAT_1_DIGEST = "sha256:821260bb981b4ccb046df41ed4ad134851fb9d6328faf94a88c0cc15971803fd"
 FORMAT_2 = Path(__file__).with_name("format_2")
-CLICK_3_DIGEST = "sha256:d7a482a08ccd246fcb9e060ce3e408075b138c490dd698ca13ec056616c6a8cc"
-SESSION_3_DIGEST = "sha256:97f718cf5837865c9426d317c648a5ea20567c5bac38df1ae965323a72da2ceb"
 FORMAT_2_DIGEST = "sha256:51c4bad78be6824d3a9bf02ec8df62ede21835f87fafa182592a5c07185e3f53"
+FORMAT_3 = Path(__file__).with_name("format_3")
+CLICK_3_DIGEST = "sha256:7fcaa5510959a1b90d22ddf69246e39f78a0f33494058724e1786979ad8b6ef9"
+SESSION_3_DIGEST = "sha256:97f718cf5837865c9426d317c648a5ea20567c5bac38df1ae965323a72da2ceb"
+PACKED_3_DIGEST = "sha256:81b05dc419f9ce851ddee7a5087038ae57dc97836fe41bab0ba449966d81da1b"
 FLIPPED = b"\0 no real grapH\n"
 
 
@@ -122,6 +124,30 @@ def test_a_bundle_of_format_2_opens_for_ever(session_bundle: Bundle) -> None:
     assert table.ids == ["i1", "i2", "i3"]
     assert table.vectors.vectors(np.arange(3)).tolist() == [[6, 8], [6, 8], [8, 10]]
     assert table.neighbours.of(2)[0].tolist() == [0, 1]
+
+
+def test_a_bundle_of_format_3_opens_for_ever(packed_bundle: Bundle, bundle: Bundle) -> None:
+    """Its packed files are read, and mean what the plain ones do."""
+    kept = open_bundle(FORMAT_3)
+
+    assert kept.digest == packed_bundle.digest == PACKED_3_DIGEST
+    assert kept.tokens("genres") == bundle.tokens("genres")
+    assert kept.tokens("zip") == ["01002", "94110", "94111"]
+    assert kept.golden() == bundle.golden()
+    ours, theirs = bundle.item_table(), kept.item_table()
+    assert ours is not None
+    assert theirs is not None
+    assert (theirs.ids, theirs.values) == (ours.ids, ours.values)
+
+
+def test_a_vocabulary_that_is_not_coded_as_the_manifest_says_is_refused(
+    packed_bundle: Bundle,
+) -> None:
+    """The text names the file."""
+    changed = replace(packed_bundle, "vocab/zip.numbers", b"\0\0\0\0\0\0\0\0\0")
+
+    with pytest.raises(BundleCorrupt, match=r"vocab/zip\.numbers: expected 3 numbers, found 0"):
+        changed.tokens("zip")
 
 
 def test_what_is_sealed_is_of_this_format(bundle: Bundle) -> None:

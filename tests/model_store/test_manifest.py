@@ -24,6 +24,7 @@ from model_store.manifest import (
     ItemTableSpec,
     Manifest,
     NeighbourSpec,
+    NumberCode,
     NumericEncoding,
     RadixCodes,
     SessionSpec,
@@ -98,9 +99,10 @@ def test_the_store_brings_in_numpy_and_pydantic_only() -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [Manifest, FeatureSpec, FileEntry, NumericEncoding, VocabularyEncoding, HashEncoding,
-     BucketEncoding, TensorSpec, ItemTableSpec, DataSpec, SessionSpec, NeighbourSpec, DenseVectors,
-     Int8Vectors, CodedVectors, FactoredVectors, StoredCodes, RadixCodes, HashedCodes],
+    [Manifest, FeatureSpec, FileEntry, NumericEncoding, VocabularyEncoding, NumberCode,
+     HashEncoding, BucketEncoding, TensorSpec, ItemTableSpec, DataSpec, SessionSpec, NeighbourSpec,
+     DenseVectors, Int8Vectors, CodedVectors, FactoredVectors, StoredCodes, RadixCodes,
+     HashedCodes],
 )  # fmt: skip
 def test_every_field_is_documented(record: type[BaseModel]) -> None:
     """docs/bundle-format.md names each field of the format."""

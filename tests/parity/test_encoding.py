@@ -16,8 +16,11 @@ from compress.data.encode import Batch, Dataset
 from compress.evaluate import evaluate
 from compress.export import export
 from compress.graph import GraphSession
+from compress.pipeline import shipped
 from compress.progress import Silent
 from compress.rankers import RANKERS
+from compress.rankers.base import Ranker
+from compress.tables import TABLES
 from model_store.bundle import Bundle
 from model_store.manifest import Card, Resources
 from service.click_ranking import ClickRanking
@@ -34,22 +37,37 @@ INPUTS = ("request_numeric", "request_ids", "candidate_numeric", "candidate_ids"
 @pytest.fixture(scope="module")
 def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """An untrained dense ranker's bundle: all features, so all encodings, are in use."""
+    return exported(untrained(dataset), dataset, tmp_path_factory.mktemp("bundle"))
+
+
+def untrained(dataset: Dataset) -> Ranker:
+    """A dense ranker."""
     config = RANKERS["dlrm"].Config(dim=4, bottom=(6,), top=(8,))
-    ranker = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(2)).eval()
+    return RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(2)).eval()
+
+
+def exported(ranker: Ranker, dataset: Dataset, folder: Path, *, few_bytes: bool = False) -> Bundle:
+    """A sealed bundle."""
     cost = Resources(flops=1)
     return export(
         ranker,
         dataset,
-        tmp_path_factory.mktemp("bundle"),
+        folder,
         name="ctr",
         card=Card(method="none", ranker="dlrm", seed=2, dense=cost, slim=cost, kept_features=()),
         options=ExportConfig(golden_requests=3, golden_candidates=20),
+        few_bytes=few_bytes,
     )
 
 
 @pytest.fixture(scope="module")
 def ranking(bundle: Bundle) -> ClickRanking:
     """The bundle as the service holds it."""
+    return served(bundle)
+
+
+def served(bundle: Bundle) -> ClickRanking:
+    """A bundle as the service holds it."""
     manifest = bundle.manifest
     return ClickRanking(
         name=manifest.name,
@@ -106,6 +124,21 @@ def test_golden_requests_reproduce_their_scores_in_the_service(
     cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]
 
     assert check_golden(ranking, cases, 1e-6) is None
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_bundle_of_few_bytes_reproduces_its_scores_in_the_service(
+    dataset: Dataset, tmp_path: Path, kind: str
+):
+    """Packed vocabularies, rows in another order, small tables: what torch gave, all the same."""
+    method: Any = TABLES[kind]
+    small = shipped(untrained(dataset), method(method.Config())).eval()
+
+    bundle = exported(small, dataset, tmp_path, few_bytes=True)
+
+    cases = [(convert_rank(case.request), case.scores) for case in bundle.golden()]
+    assert any("numbers" in file.path for file in bundle.manifest.files)
+    assert check_golden(served(bundle), cases, 1e-6) is None
 
 
 def test_evaluate_scores_a_file_as_the_training_rows(

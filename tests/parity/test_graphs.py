@@ -16,9 +16,11 @@ from compress import int8
 from compress.data.encode import Dataset, encode_frame
 from compress.export import export_plain, export_split, real_rows, torch_scores
 from compress.graph import Feeds, GraphSession, one_request, repeat_request
+from compress.pipeline import shipped
 from compress.rankers import RANKERS
 from compress.rankers.base import Keep, Ranker
 from compress.slim import slim
+from compress.tables import TABLES
 from tests.compress.test_int8 import optimised
 
 # Features of one width do not stand together, and one that is multi-valued is among them.
@@ -59,24 +61,57 @@ class Exported:
     plain: Path
 
 
+def ranker_of(name: str, options: dict[str, Any], dataset: Dataset) -> Ranker:
+    """An untrained ranker, its scores far from each other."""
+    config = RANKERS[name].Config(dim=4, bottom=(6, 5), **options)
+    return RANKERS[name](dataset.features, config, torch.Generator().manual_seed(1)).eval()
+
+
+def export_both(ranker: Ranker, folder: Path) -> Exported:
+    """Both graphs of a ranker."""
+    export_split(ranker, folder / "split.onnx")
+    export_plain(ranker, folder / "plain.onnx")
+    return Exported(ranker, folder / "split.onnx", folder / "plain.onnx")
+
+
 @pytest.fixture(scope="module", params=[*DENSE, *SLIM], ids=str)
 def exported(
     request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     """Each ranker of the list, exported once."""
     name, options, slimming = request.param
-    config = RANKERS[name].Config(dim=4, bottom=(6, 5), **options)
-    ranker = RANKERS[name](dataset.features, config, torch.Generator().manual_seed(1)).eval()
-    ranker = slimmed(ranker) if slimming else ranker
-    folder = tmp_path_factory.mktemp("graphs")
-    export_split(ranker, folder / "split.onnx")
-    export_plain(ranker, folder / "plain.onnx")
-    return Exported(ranker, folder / "split.onnx", folder / "plain.onnx")
+    ranker = ranker_of(name, options, dataset)
+    return export_both(slimmed(ranker) if slimming else ranker, tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.mark.slow
 def test_graphs_score_as_torch(exported: Exported, dataset: Dataset):
     """Five ways to the same scores, on the same rows, to 1e-6."""
+    check_agreement(exported, dataset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in TABLES if kind != "float32"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("dlrm", OPTIONS["dlrm"][2]), ("dcnv2", OPTIONS["dcnv2"][3])], ids=str
+)
+def test_graphs_of_small_tables_score_as_torch(
+    name: str, options: dict[str, Any], kind: str, dataset: Dataset, tmp_path: Path
+):
+    """The rounding is torch's, too: what is left between them is as little as ever."""
+    method: Any = TABLES[kind]
+    ranker = ranker_of(name, options, dataset)
+
+    small = shipped(ranker, method(method.Config()))
+
+    check_agreement(export_both(small, tmp_path), dataset)
+    feeds = feeds_of(ranker, dataset)
+    moved = np.abs(torch_scores(small, feeds) - torch_scores(ranker, feeds)).max()
+    assert 0.0 < moved < 0.02
+
+
+def check_agreement(exported: Exported, dataset: Dataset) -> None:
+    """Torch, both graphs, with a request once and with it repeated."""
     ranker = exported.ranker
     feeds = feeds_of(ranker, dataset)
     once = one_request(feeds)

@@ -26,14 +26,19 @@ CASES = [
 
 
 class Bytes:
-    """Four bytes a number of the tables, and nothing else."""
+    """Four bytes a number of the tables, and nothing else; the dense bundle's may be more."""
 
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: Ranker, wider: float = 1.0) -> None:
         self._rows = {field.name: field.rows for field in ranker.fields}
+        self._dense = wider * self.bytes(ranker.sizes())
 
     def bytes(self, sizes: Sizes) -> float:
         """Of the tables."""
         return sum(4.0 * self._rows[name] * width for name, width in sizes.widths.items())
+
+    def dense_bytes(self) -> float:
+        """What the ranker's own sizes take."""
+        return self._dense
 
     def p50_us(self, sizes: Sizes) -> float:
         """A microsecond a field."""
@@ -156,6 +161,16 @@ def test_a_size_is_a_share_of_the_dense_bundle(build: Build) -> None:
     ]
 
     assert limits == pytest.approx([1000 / dense, 1024 / dense, 1.0, 0.25])
+
+
+def test_a_share_is_one_of_the_dense_bundle_as_it_lies_there(build: Build) -> None:
+    """Where the slim one keeps all in half the bytes, a quarter leaves it half of what it has."""
+    ranker = build("dlrm", {})
+
+    (bound,) = bounds(ranker, Budget(bytes=0.25), "all", Bytes(ranker, wider=2.0))
+
+    assert bound.limit == pytest.approx(0.5)
+    assert bound.share(ranker.sizes()) == 1.0
 
 
 @pytest.mark.parametrize(
