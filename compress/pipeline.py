@@ -422,8 +422,8 @@ def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
         before: what was found for fp32.
     """
     seed, config = before.result.seed, site.plan.config
-    if (found := finished(after, seed)) is not None:
-        return found
+    if (done := finished(after, seed)) is not None:
+        return done
     folder, staged = after.of_seed(seed) / "slim", after.of_seed(seed) / ".slim.part"
     for left in (folder, staged):
         shutil.rmtree(left, ignore_errors=True)  # by a killed run
@@ -433,8 +433,8 @@ def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
     made = quantize(open_bundle(staged), site.dataset, config.quantize, candidates, seed)
     staged.rename(folder)
     site.progress.step(f"seed {seed}: quantize", 1, 2)
-    slim = before.result.slim  # fp32 that stayed scores as it did
-    if made.manifest.numerics != FP32:
+    found, slim = click_card(made).quantization, before.result.slim
+    if found is None or found.chosen != FP32:  # else it scores as it did
         slim = evaluate_apart(folder, site.test)
     run = before.model_copy(
         update={
