@@ -439,8 +439,8 @@ def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
         before: what was found for fp32.
     """
     seed, config = before.result.seed, site.plan.config
-    if (found := finished(after, seed)) is not None:
-        return found
+    if (done := finished(after, seed)) is not None:
+        return done
     folder, staged = after.of_seed(seed) / "slim", after.of_seed(seed) / ".slim.part"
     for left in (folder, staged):
         shutil.rmtree(left, ignore_errors=True)  # by a killed run
