@@ -285,7 +285,7 @@ def encode(
         Path | None,
         typer.Option(help="npy file, (items,) clicks: frequent items get better codes."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="One seed, one outcome.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 63) - 1, help="One seed, one outcome.")] = 0,
 ) -> None:
     """Compress a table of item vectors into codes and codebooks; prints a summary as JSON."""
     from compress.progress import terminal

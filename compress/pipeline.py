@@ -160,6 +160,11 @@ def resolve(config: RunConfig) -> Plan:
         table=make_table(table[1]),
         table_config=table[1],
     )
+    for number, (_, options) in enumerate(tiers):
+        if options in [plan.method_config, *(other for _, other in tiers[:number])]:
+            faults.append(f"tiers.{number}.budget: makes a ranker that the bundle has already")
+    if faults:
+        raise ConfigError("\n".join(faults))
     return replace(plan, tiers={own.name: _tier_plan(plan, own, options) for own, options in tiers})
 
 

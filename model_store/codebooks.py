@@ -73,10 +73,13 @@ class CodedTable:
     def vectors(self, rows: Rows) -> Floats:
         """(n, dim) for rows (n,)."""
         codes = self.codes.take(rows, axis=0)  # (n, M)
-        words = self.codebooks[np.arange(codes.shape[1]), codes]  # (n, M, width)
         if self.concatenated:
+            words = self.codebooks[np.arange(codes.shape[1]), codes]  # (n, M, width)
             return words.reshape(len(codes), self.dim)
-        return np.asarray(words.sum(1), np.float32)
+        total = np.zeros((len(codes), self.dim), np.float32)
+        for book, own in zip(self.codebooks, codes.T, strict=True):
+            total += book[own]  # never (n, M, dim) at once
+        return total
 
     def scores(self, query: Floats, rows: Rows) -> Floats:
         """(n,) products of a query (dim,) with the items of ``rows``."""

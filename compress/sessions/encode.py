@@ -23,7 +23,7 @@ from compress.data.base import DataError
 from compress.progress import Progress
 from compress.sessions.costs import usage
 from compress.sessions.tables import TABLES, TableMethod, Teacher
-from compress.sessions.tables.coded import Precision
+from compress.sessions.tables.coded import INT8, Precision
 from model_store.arrays import Floats, load_array
 from model_store.bundle import ITEM_IDS_FILE
 from model_store.codebooks import CodedTable
@@ -38,7 +38,12 @@ ENCODERS: Final[Mapping[str, type[TableMethod]]] = MappingProxyType(
 FLOATS: Final = ("float32", "float16", "float64")
 INTEGERS: Final = ("int64", "int32", "uint32", "uint64")
 FLOAT_BYTES: Final = 4
-FLOAT16_MOST: Final = float(np.finfo(np.float16).max) / 2  # what is left over may be twice as large
+# What is left over may be twice as large, int8 codewords have a float16 scale, and squares must be
+# finite.
+_HALF: Final = float(np.finfo(np.float16).max) / 2
+LARGEST: Final[Mapping[str, float]] = MappingProxyType(
+    {"float16": _HALF, "int8": INT8 * _HALF, "float32": 1e15}
+)
 QUERIES: Final = 200
 AT_ONCE: Final = 20
 CANDIDATES: Final = 1000
@@ -145,16 +150,18 @@ def encode(
 
     Raises:
         ConfigError: no such method; K^M below N; or the like.
-        DataError: ``out`` is not empty, or the values are too large for float16.
+        DataError: ``out`` is not empty, or the values are too large.
     """
     section = Section.model_validate({"type": method, "codes": codes, "kept_as": kept_as})
     encoder, config = configure(ENCODERS, section, "encode")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: there is something already; choose a folder that is not there yet")
-    largest = float(np.abs(table.vectors).max())
-    if kept_as == "float16" and largest > FLOAT16_MOST:
+    largest, most = float(np.abs(table.vectors).max()), LARGEST[kept_as]
+    if largest > most:
+        wider = "" if kept_as == "float32" else ", or keep the codebooks as float32"
         raise DataError(
-            f"values up to {largest:g} are too large for codebooks in float16; keep them as float32"
+            f"values up to {largest:g} are too large for codebooks in {kept_as}, which take "
+            f"{most:g} at most; scale the vectors down{wider}"
         )
     teacher = Teacher(torch.from_numpy(table.vectors), torch.from_numpy(table.counts), None)
     built = encoder().build(teacher, config, torch.Generator().manual_seed(seed), progress)

@@ -128,6 +128,11 @@ def test_the_page_shows_the_siblings(command: Command, family: Bundle, tmp_path:
     [
         ('tiers=[{name="a", budget={flop=0.1}}]', "tiers.0: budget.flop: unknown key"),
         ('tiers=[{name="a", budget={flops=2}}]', "tiers.0: budget.flops:"),
+        ('tiers=[{name="a", budget={flops=0.5}}]', "tiers.0.budget: makes a ranker that the"),
+        (
+            'tiers=[{name="a", budget={flops=0.1}}, {name="b", budget={flops=0.1}}]',
+            "tiers.1.budget: makes a ranker that the",
+        ),
         ('tiers=[{name="a/b", budget={flops=0.1}}]', "tiers.0.name:"),
         (
             'tiers=[{name="a", budget={flops=0.1}}, {name="a", budget={flops=0.2}}]',

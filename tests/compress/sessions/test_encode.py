@@ -291,12 +291,25 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == before
 
 
-def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
-    """Infinite codewords would score nothing; float32 keeps them."""
+@pytest.mark.parametrize(
+    ("kept_as", "factor"), [("float16", 1e5), ("int8", 1e8), ("float32", 1e20)]
+)
+def test_values_too_large_for_the_codebooks_are_refused(
+    tmp_path: Path, kept_as: str, factor: float
+) -> None:
+    """Infinite codewords would score nothing, and faiss ends the process on infinite squares."""
+    given = table(clustered() * factor)
+
+    with pytest.raises(DataError, match=f"too large for codebooks in {kept_as}"):
+        encode(given, tmp_path / "out", codes="4x16", kept_as=kept_as, progress=Silent())
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_float32_keeps_what_float16_cannot(tmp_path: Path) -> None:
+    """Values up to a few hundred thousand."""
     large = clustered() * 1e5
 
-    with pytest.raises(DataError, match="too large for codebooks in float16"):
-        encode(table(large), tmp_path / "out", codes="4x16", progress=Silent())
     summary = encode(
         table(large), tmp_path / "out", codes="4x16", kept_as="float32", progress=Silent()
     )
