@@ -157,12 +157,14 @@ def main() -> None:
     for name, table in {
         "1 code of 4 bits (the ids alone)": coded(items, dim, 1, 16),
         "8 codes of 8 bits": coded(items, dim, 8, 256),
+        "8 codes of 7 bits": coded(items, dim, 8, 128),
         "16 codes of 4 bits": coded(items, dim, 16, 16),
         "uncompressed": DenseTable(rng.standard_normal((items, dim), dtype=np.float32)),
     }.items():
         over = {part: value - anyway[part] for part, value in measured(table).items()}
-        bits = 4 if "4 bits" in name else 8
-        packed = table.codes.size * bits / 8 if isinstance(table, CodedTable) else table.nbytes
+        packed = float(table.nbytes)
+        if isinstance(table, CodedTable):
+            packed = table.codes.size * (table.codebooks.shape[1] - 1).bit_length() / 8
         print(f"| {name} | {packed / 1e6:.1f} | {over['private']:.1f} | {over['shared']:.1f} |")
 
 

@@ -1,16 +1,20 @@
-"""log sum_c exp(q_p · v_c + b_c) over a large catalogue, in blocks that stay in the cache.
+"""log sum_c exp(q_p · v_c + b_c) over a large catalogue, some rows of logits at a time.
 
 What autograd would do in ten passes over (P, C) logits takes three here: a block's logits, their
 exponentials in place, their shares written once for the way back. With ``half`` the products are of
 bfloat16 numbers (sums in float32): on processors that multiply those, a third of the time. A logit
 is then off by up to 1/256 of itself, so it is for training, not for scoring; what is asked of the
 target itself must not come from here.
+
+The shares stay until the way back: (P, C) numbers, 4 GB for 1,000 targets and a million items (half
+of that with ``half``). Larger catalogues want a sample.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS = 64
 
@@ -37,6 +41,7 @@ class _ColumnMass(torch.autograd.Function):
         return mass
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         queries, columns, shares = ctx.saved_tensors
         scale = gradient.unsqueeze(1)  # (P, 1)

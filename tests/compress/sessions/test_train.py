@@ -115,6 +115,19 @@ def test_training_learns_the_rule(negatives: int, kind: str) -> None:
     assert history[-1].loss < history[1].loss
 
 
+@pytest.mark.parametrize("negatives", [0, 20])
+def test_bfloat16_is_another_rounding_of_the_same_loss(data: SessionData, negatives: int) -> None:
+    """Near float32's, and not the same: the option reaches the loss."""
+    config = CONFIG.model_copy(update={"epochs": 1, "negatives": negatives})
+    exact = learn(new_student(data), data, config)[1]
+
+    rounded = learn(new_student(data), data, config.model_copy(update={"half": True}))[1]
+
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=2e-3)
+    assert rounded.ndcg == pytest.approx(exact.ndcg, abs=0.02)
+
+
 @pytest.mark.slow
 def test_the_best_epoch_is_kept(data: SessionData) -> None:
     """What is left in the student is judged as its best look said."""
