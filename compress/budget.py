@@ -130,7 +130,7 @@ def _bounds(
             # Of the bundle as it is, not of what it would be with nothing but its files packed.
             share = min(1.0, limit * pricing.dense_bytes() / amount)
         else:
-            share = _share(limit, amount)
+            share = share_of(limit, amount)
         yield Bound(key, key, share, amount, used)
 
 
@@ -146,7 +146,8 @@ def flops_counter(ranker: Ranker, flops_of: FlopsOf) -> Callable[[Sizes], float]
     return used
 
 
-def _share(limit: float | str, dense: float) -> float:
+def share_of(limit: float | str, dense: float) -> float:
+    """A limit, in the resource's unit or as a size, as a share of what the dense one takes."""
     if isinstance(limit, str):
         number, unit = SIZE.fullmatch(limit).groups()  # type: ignore[union-attr]  # a Budget's
         limit = float(number) * UNITS[unit]

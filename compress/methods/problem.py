@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -74,7 +74,15 @@ class Order:
 
 
 class BudgetProblem(ABC):
-    """Layers of groups, and resources that go with them."""
+    """Layers of groups, and resources that go with them.
+
+    Attributes:
+        WHERE: how errors call the budget.
+        WHOLE: and what it is a share of.
+    """
+
+    WHERE: ClassVar[str] = "method.budget"
+    WHOLE: ClassVar[str] = "dense ranker"
 
     def __init__(self, groups: Sequence[Layer], bounds: Sequence[Resource]) -> None:
         self.groups, self.bounds = tuple(groups), tuple(bounds)
@@ -130,7 +138,7 @@ class BudgetProblem(ABC):
         most = [groups.removable for groups in self.groups]
         smallest = self.ratio(most, self.order(most))
         faults = [
-            f"method.budget.{bound.key}: {bound.limit:.4g} of the dense ranker's {bound.name} "
+            f"{self.WHERE}.{bound.key}: {bound.limit:.4g} of the {self.WHOLE}'s {bound.name} "
             f"({bound.limit * bound.dense:,.0f} of {bound.dense:,.0f}) cannot be met by removing "
             f"{', '.join(g.name for g in self.groups)}; the smallest that can be is {share:.4g} "
             f"({math.ceil(share * bound.dense):,})"
@@ -177,7 +185,7 @@ def fit_budget(problem: BudgetProblem, counts: Sequence[int], order: Order) -> l
         if not candidates:
             problem.check_feasible()
             raise ConfigError(
-                "method.budget: cannot be met with the groups in this order; raise it a little"
+                f"{problem.WHERE}: cannot be met with the groups in this order; raise it a little"
             )
         counts = min(candidates)[1]
     while back := list(moves(-1)):
