@@ -116,6 +116,16 @@ class GateConfig(Frozen):
     max_logloss_rise: float = 10.0
 
 
+class RetrainConfig(Frozen):
+    """What the method keeps is trained from nothing, as the dense ranker was, then fine-tuned.
+
+    Attributes:
+        distill: soft targets of the dense ranker meanwhile.
+    """
+
+    distill: DistillConfig = DistillConfig()
+
+
 class TierConfig(Frozen):
     """A sibling in the same bundle: the method's options again, but for the budget.
 
@@ -163,6 +173,7 @@ class RunConfig(AnyRun):
     train: TrainConfig = TrainConfig()
     method: Section
     tiers: tuple[TierConfig, ...] = ()
+    retrain: RetrainConfig | None = None
     finetune: TrainConfig = TrainConfig()
     table: Section = Section(type="float32")
     export: ExportConfig = ExportConfig()

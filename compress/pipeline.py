@@ -272,7 +272,8 @@ def _train_one(site: Site) -> None:
         for seed in (seed for seed, is_done in zip(seeds, done, strict=True) if not is_done):
             with _held(site, site.of_seed(seed)):
                 dense = make_dense(site, seed)
-                fine_tune(site, seed, compress(site, seed, dense).ranker, dense.ranker)
+                slim, _ = retrain(site, seed, compress(site, seed, dense).ranker, dense.ranker)
+                fine_tune(site, seed, slim, dense.ranker)
 
 
 def _held(site: Site, folder: Path) -> AbstractContextManager[None]:
@@ -346,6 +347,8 @@ def run_folder(plan: Plan, dataset: Dataset) -> Path:
         "table": [plan.config.table.type, plan.table_config.model_dump(mode="json")],
         **plan.config.model_dump(mode="json", include={"finetune"}),
     }
+    if plan.config.retrain is not None:  # a run without keeps the name that it had
+        parts |= plan.config.model_dump(mode="json", include={"retrain"})
     return _folder(plan, "", parts)
 
 
@@ -400,7 +403,8 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     dense = make_dense(site, seed)
     started, resumed = time.perf_counter(), any(here.glob("*.ckpt"))
     compressed = compress(site, seed, dense)
-    tuned = fine_tune(site, seed, compressed.ranker, dense.ranker)
+    slim, retrained = retrain(site, seed, compressed.ranker, dense.ranker)
+    tuned = fine_tune(site, seed, slim, dense.ranker)
     seconds = None if resumed else time.perf_counter() - started
 
     card = describe(site.plan, seed, dense.ranker, compressed)
@@ -409,12 +413,14 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
         "finetune": _curve(tuned),
         "method": compressed.history,
     }
-    small = shipped(compressed.ranker, site.plan.table)
+    if retrained is not None:
+        curves["retrain"] = _curve(retrained)
+    small = shipped(slim, site.plan.table)
     bundle, quality = judged(site, here / "slim", small, card, curves, few_bytes=True)
     result = SeedRun(
         result=SeedResult(seed=seed, dense=dense.quality, slim=quality),
         dense=resources(dense.ranker, dense.bundle),
-        slim=resources(compressed.ranker, bundle),
+        slim=resources(slim, bundle),
         seconds=seconds,
     )
     write_whole(here / "result.json", result.model_dump_json(indent=1))
@@ -591,6 +597,25 @@ def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
         checkpoint=site.dense_of(seed) / "dense.ckpt",
         progress=site.progress,
         stage=f"seed {seed}: train",
+        world=site.world,
+    )
+
+
+def retrain(site: Site, seed: int, slim: Ranker, dense: Ranker) -> tuple[Ranker, FitResult | None]:
+    """What was kept with fresh weights, trained as the dense ranker was; else ``slim`` as it is."""
+    options, config = site.plan.config.retrain, site.plan.config.train
+    if options is None:
+        return slim, None
+    fresh = type(slim)(slim.features, slim.config, torch.Generator().manual_seed(seed))
+    return fresh, fit(
+        fresh,
+        site.dataset,
+        config.model_copy(update={"distill": options.distill}),
+        seed,
+        checkpoint=site.of_seed(seed) / "retrain.ckpt",
+        progress=site.progress,
+        teacher=dense,
+        stage=f"seed {seed}: retrain",
         world=site.world,
     )
 

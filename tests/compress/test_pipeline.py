@@ -263,6 +263,26 @@ def test_another_method_shares_the_dense_rankers(
     assert open_bundle(other.folder / "seed-1" / "dense").manifest.card == other.card
 
 
+def test_what_was_kept_can_be_trained_from_nothing(
+    outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same fields and widths with other weights; a run without has the folder it had."""
+    in_this_process(monkeypatch)
+    stages = Stages()
+    words = ("retrain.distill.weight=0.5", "seeds=[1]")
+
+    other = run(resolve(configured(here, *words)), stages)
+
+    assert "seed 1: retrain" in stages.seen
+    assert other.folder != outcome.folder
+    assert (other.card.widths, other.card.kept_features) == (
+        outcome.card.widths, outcome.card.kept_features,
+    )  # fmt: skip
+    assert other.card.results[0].dense == outcome.card.results[0].dense
+    assert other.card.results[0].slim != outcome.card.results[0].slim
+    assert read_curves(other.folder / "seed-1" / "slim" / "history.json.gz")["retrain"]
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_quantized_without_training(
     outcome: Outcome, here: Path, monkeypatch: pytest.MonkeyPatch

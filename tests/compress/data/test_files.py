@@ -295,6 +295,7 @@ def test_all_of_parquets_token_types_are_kept(tmp_path: Path) -> None:
         ("a.csv.gz", gzip.compress(b"y,x,c\n1,1,a\n" * 999)[:60]),
         ("a.csv", b""),
     ],
+    ids=["parquet", "cut short", "empty"],  # the bytes of a gzip tell the time
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     """Truncated or empty files are an error, never fewer rows."""
