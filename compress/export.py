@@ -339,7 +339,7 @@ def real_rows(dataset: Dataset, count: int) -> pl.DataFrame:
 
 
 def _numerics(ranker: Ranker) -> str:
-    kept_as = sorted({t.kept_as for t in ranker.tables.values() if isinstance(t, ShippedTable)})
+    kept_as = sorted({t.kept_as for t in ranker.tables.modules() if isinstance(t, ShippedTable)})
     return f"fp32 (tables kept in {', '.join(kept_as)})" if kept_as else "fp32"
 
 

@@ -30,7 +30,6 @@ from typing import Any, Final, cast
 
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from compress.config import (
     ConfigError,
@@ -56,7 +55,8 @@ from compress.pricing import MeasuredPricing
 from compress.progress import Progress
 from compress.quantize import FP32, quantize
 from compress.rankers import RANKERS
-from compress.rankers.base import Place, Ranker, RankerConfig
+from compress.rankers.base import Ranker, RankerConfig
+from compress.shipping import learned, shipped
 from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
 from compress.tables import TABLES, TableMethod
 from compress.tiers import join
@@ -403,8 +403,8 @@ def slim_seed(site: Site, seed: int) -> SeedRun:
     dense = make_dense(site, seed)
     started, resumed = time.perf_counter(), any(here.glob("*.ckpt"))
     compressed = compress(site, seed, dense)
-    slim, retrained = retrain(site, seed, compressed.ranker, dense.ranker)
-    tuned = fine_tune(site, seed, slim, dense.ranker)
+    kept, retrained = retrain(site, seed, compressed.ranker, dense.ranker)
+    slim, tuned = fine_tune(site, seed, kept, dense.ranker)
     seconds = None if resumed else time.perf_counter() - started
 
     card = describe(site.plan, seed, dense.ranker, compressed)
@@ -480,15 +480,6 @@ def quantize_seed(site: Site, after: Site, before: SeedRun) -> SeedRun:
 def _chosen(bundle: Bundle) -> str:
     found = click_card(bundle).quantization
     return FP32 if found is None else found.chosen
-
-
-def shipped(ranker: Ranker, method: TableMethod) -> Ranker:
-    """The ranker with its tables as they ship."""
-
-    def make(table: nn.Module, places: Sequence[Place]) -> nn.Module:
-        return method.shipped(cast("nn.Embedding", table), [place.rows for place in places])
-
-    return ranker.with_tables(make)
 
 
 def compress(site: Site, seed: int, dense: Dense) -> Compressed:
@@ -620,9 +611,10 @@ def retrain(site: Site, seed: int, slim: Ranker, dense: Ranker) -> tuple[Ranker,
     )
 
 
-def fine_tune(site: Site, seed: int, slim: Ranker, dense: Ranker) -> FitResult:
-    """Train on from the pruned weights, in place; ``dense`` may teach."""
-    return fit(
+def fine_tune(site: Site, seed: int, kept: Ranker, dense: Ranker) -> tuple[Ranker, FitResult]:
+    """Train on from the pruned weights, tables in the form that learns; ``dense`` may teach."""
+    slim = learned(kept, site.plan.table, site.dataset, seed, site.progress)
+    return slim, fit(
         slim,
         site.dataset,
         site.plan.config.finetune,

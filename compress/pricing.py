@@ -76,8 +76,8 @@ class ByteTable:
         return self._tables(sizes) + FLOAT_BYTES * layers + extras
 
     def _tables(self, sizes: Sizes) -> float:
-        return sum(
-            self._method.bytes(self._rows[name], width)
+        return self._method.bytes(
+            (self._rows[name], width)
             for name, width in sizes.widths.items()
             if width and self._rows[name]
         )

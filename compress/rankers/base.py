@@ -526,8 +526,11 @@ class Ranker(nn.Module, ABC):
 
     def sparse_tables(self) -> dict[str, Tensor]:
         """The tables whose gradients name rows, by parameter name."""
-        tables = [(w, t) for w, t in self.tables.items() if isinstance(t, nn.Embedding)]
-        return {f"tables.{width}.weight": table.weight for width, table in tables}
+        return {
+            f"tables.{name}.weight": table.weight
+            for name, table in self.tables.named_modules()
+            if isinstance(table, nn.Embedding)
+        }
 
     def layers(self) -> list[nn.Parameter]:
         """All other parameters."""

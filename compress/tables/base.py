@@ -1,28 +1,23 @@
 """The tables of a click-through ranker, as they ship: rows of fewer bytes than float32's.
 
 A ranker has a table for each width of its fields' vectors, and the rows of a field are a block of
-its table. While it is trained the tables are ``nn.Embedding``; a `TableMethod` makes of each what
-the graph holds.
+its table. The dense ranker's are ``nn.Embedding``; a `TableMethod` makes of each slim one what is
+fine-tuned, and of that what the graph holds.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from compress.config import Frozen
+from compress.progress import Progress
 
 
-class ShippedTable(nn.Module, ABC):
-    """Vectors of one width, looked up as the graph does it: torch and the graph agree on them.
-
-    Attributes:
-        kept_as: what the manifest says of it.
-    """
-
-    kept_as: ClassVar[str]
+class LearnedTable(nn.Module, ABC):
+    """Vectors of one width that are fine-tuned in another form than row by row."""
 
     @abstractmethod
     def forward(self, rows: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -36,6 +31,16 @@ class ShippedTable(nn.Module, ABC):
             (B, k, D) float32.
         """
 
+
+class ShippedTable(LearnedTable):
+    """Vectors as the graph looks them up: torch and the graph agree on them.
+
+    Attributes:
+        kept_as: what the manifest says of it.
+    """
+
+    kept_as: ClassVar[str]
+
     @abstractmethod
     def reordered(self, order: Tensor) -> Self:
         """The table with rows in another order: row i is what row ``order[i]`` was, (N,)."""
@@ -46,22 +51,75 @@ class TableMethod(Protocol):
 
     Config: ClassVar[type[Frozen]]
 
-    def shipped(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
-        """What ships in place of a trained table: itself, or a `ShippedTable`.
+    def learned(
+        self,
+        table: nn.Embedding,
+        blocks: Sequence[range],
+        counts: Callable[[], Tensor],
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> nn.Module:
+        """What is fine-tuned in place of a slimmed table: itself, or a `LearnedTable`.
 
         Args:
             table: (N, D).
             blocks: the rows of each field.
+            counts: tells how often training looks each row up, (N,); a pass over its rows.
+            generator: of what is drawn.
+            progress: told of the steps done.
         """
         ...
 
-    def bytes(self, rows: int, width: int) -> float:
-        """What a field's rows of some width take in the graph."""
+    def shipped(self, table: nn.Module, blocks: Sequence[range]) -> nn.Module:
+        """What ships in place of a table that was fine-tuned: itself, or a `ShippedTable`."""
+        ...
+
+    def bytes(self, fields: Iterable[tuple[int, int]]) -> float:
+        """What fields of so many rows of some width take in the graph."""
         ...
 
 
+class Rounded(ABC):
+    """Methods that fine-tune rows as they are, and round them one by one in the end."""
+
+    Config: ClassVar[type[Frozen]] = Frozen
+
+    def __init__(self, config: Frozen) -> None:
+        del config
+
+    def learned(
+        self,
+        table: nn.Embedding,
+        blocks: Sequence[range],
+        counts: Callable[[], Tensor],
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> nn.Module:
+        """The table itself."""
+        del blocks, counts, generator, progress
+        return table
+
+    def shipped(self, table: nn.Module, blocks: Sequence[range]) -> nn.Module:
+        """The rows, rounded."""
+        if not isinstance(table, nn.Embedding):
+            raise TypeError(f"expected an embedding, found {type(table).__name__}")
+        return self.rounded(table, blocks)
+
+    @abstractmethod
+    def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
+        """A table (N, D) as it ships."""
+
+    def bytes(self, fields: Iterable[tuple[int, int]]) -> float:
+        """Of all their rows."""
+        return sum(self.of_field(rows, width) for rows, width in fields)
+
+    @abstractmethod
+    def of_field(self, rows: int, width: int) -> float:
+        """Bytes of a field's rows."""
+
+
 def look_up(table: nn.Module, rows: Tensor, blocks: Sequence[int]) -> Tensor:
-    """(B, k, D) vectors of rows (B, k), in training as in a graph; see `ShippedTable.forward`."""
+    """(B, k, D) vectors of rows (B, k), in training as in a graph; see `LearnedTable.forward`."""
     found: Tensor = table(rows) if isinstance(table, nn.Embedding) else table(rows, blocks)
     return found
 

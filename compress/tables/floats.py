@@ -1,49 +1,38 @@
 """Tables whose rows ship as floating-point numbers."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from compress.config import Frozen
-from compress.tables.base import ShippedTable
+from compress.tables.base import Rounded, ShippedTable
 
 
-class Float32:
+class Float32(Rounded):
     """Rows as they were trained."""
 
-    Config: ClassVar[type[Frozen]] = Frozen
-
-    def __init__(self, config: Frozen) -> None:
-        del config
-
-    def shipped(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
+    def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The table itself."""
         del blocks
         return table
 
-    def bytes(self, rows: int, width: int) -> float:
+    def of_field(self, rows: int, width: int) -> float:
         """Four a number."""
         return 4.0 * rows * width
 
 
-class Float16:
+class Float16(Rounded):
     """Rows in half precision: 11 bits of mantissa, half the bytes."""
 
-    Config: ClassVar[type[Frozen]] = Frozen
-
-    def __init__(self, config: Frozen) -> None:
-        del config
-
-    def shipped(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
+    def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded."""
         del blocks
         limit = torch.finfo(torch.float16).max
         return HalfTable(table.weight.detach().clamp(-limit, limit).to(torch.float16))
 
-    def bytes(self, rows: int, width: int) -> float:
+    def of_field(self, rows: int, width: int) -> float:
         """Two a number."""
         return 2.0 * rows * width
 

@@ -7,20 +7,19 @@ scale that they share: a scale for each row errs by a tenth of what one for each
 byte more. Of the 16 scales below the one that holds the row's largest number, the one that errs
 least is taken.
 
-A row is one run of bytes: position d in the low half of byte d, position d + ⌈D / 2⌉ in the high
-half, then e_r. The graph parts the halves in float32, where the quotient by 16 is exact.
+Position d is the low half of byte d of a row, position d + ⌈D / 2⌉ the high half. The graph parts
+them in float32, where the quotient by 16 is exact.
 """
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from compress.config import Frozen
-from compress.tables.base import ShippedTable
+from compress.tables.base import Rounded, ShippedTable
 
 LOW: Final = -8
 HIGH: Final = 7
@@ -32,23 +31,20 @@ LEAST: Final = 1e-12
 AT_ONCE: Final = 1 << 16  # rows
 
 
-class Int4:
+class Int4(Rounded):
     """Rows in four bits a number and a byte."""
 
-    Config: ClassVar[type[Frozen]] = Frozen
-
-    def __init__(self, config: Frozen) -> None:
-        del config
-
-    def shipped(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
+    def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded one by one."""
         del blocks
         weight = table.weight.detach()
         top = max(float(weight.abs().amax()) / HIGH, LEAST)
-        rows = [_packed(*_rounded(part, top)) for part in torch.split(weight, AT_ONCE)]
-        return Int4Table(torch.cat(rows), weight.shape[1], top)
+        found = [_rounded(part, top) for part in torch.split(weight, AT_ONCE)]
+        rows = torch.cat([_packed(steps) for steps, _ in found])
+        exponents = torch.cat([exponents for _, exponents in found]).to(torch.uint8)
+        return Int4Table(rows, exponents, weight.shape[1], top)
 
-    def bytes(self, rows: int, width: int) -> float:
+    def of_field(self, rows: int, width: int) -> float:
         """Half a byte a number, and one."""
         return rows * (-(-width // 2) + 1.0)
 
@@ -82,32 +78,35 @@ def _error(weight: Tensor, steps: Tensor, exponents: Tensor, top: float) -> Tens
     return (weight - steps * scale_of(exponents, top)).square().sum(1, keepdim=True)
 
 
-def _packed(steps: Tensor, exponents: Tensor) -> Tensor:
-    """(n, ⌈D / 2⌉ + 1) bytes."""
+def _packed(steps: Tensor) -> Tensor:
+    """(n, ⌈D / 2⌉) bytes of steps (n, D)."""
     low, high = F.pad(steps + ZERO, (0, steps.shape[1] % 2)).chunk(2, dim=1)
-    return torch.cat([low + 16 * high, exponents], dim=1).to(torch.uint8)
+    return (low + 16 * high).to(torch.uint8)
 
 
 class Int4Table(ShippedTable):
-    """Rows (N, ⌈D / 2⌉ + 1) uint8, of D numbers and an exponent each."""
+    """Rows (N, ⌈D / 2⌉) uint8, of two numbers a byte, and their exponents (N, 1) uint8."""
 
     kept_as = "int4"
     rows: Tensor
+    exponents: Tensor
 
-    def __init__(self, rows: Tensor, dim: int, top: float) -> None:
+    def __init__(self, rows: Tensor, exponents: Tensor, dim: int, top: float) -> None:
         super().__init__()
         self.register_buffer("rows", rows)
+        self.register_buffer("exponents", exponents)
         self._dim, self._top = dim, top
 
     def forward(self, rows: Tensor, blocks: Sequence[int]) -> Tensor:
         """(B, k, D) float32."""
         del blocks
-        held = F.embedding(rows, self.rows).to(torch.float32)  # (B, k, ⌈D / 2⌉ + 1)
-        pairs, exponents = held[..., :-1], held[..., -1:]
+        pairs = F.embedding(rows, self.rows).to(torch.float32)  # (B, k, ⌈D / 2⌉)
         high = (pairs * (1 / 16)).floor()
-        steps = torch.cat([pairs - 16 * high, high], dim=-1)[..., : self._dim]
-        return (steps - ZERO) * scale_of(exponents, self._top)
+        steps = torch.cat([pairs - 16 * high, high], dim=-1)
+        if self._dim % 2:
+            steps = steps[..., : self._dim]
+        return (steps - ZERO) * scale_of(F.embedding(rows, self.exponents), self._top)
 
     def reordered(self, order: Tensor) -> Self:
         """The same rows in another order."""
-        return type(self)(self.rows[order], self._dim, self._top)
+        return type(self)(self.rows[order], self.exponents[order], self._dim, self._top)

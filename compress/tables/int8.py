@@ -8,28 +8,22 @@ the table's energy, which no click can tell.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from compress.config import Frozen
-from compress.tables.base import ShippedTable, largest
+from compress.tables.base import Rounded, ShippedTable, largest
 
 LARGEST: Final = 127
 LEAST: Final = 1e-12  # of a scale: a block of zeros has one, too
 
 
-class Int8:
+class Int8(Rounded):
     """Rows in eight bits."""
 
-    Config: ClassVar[type[Frozen]] = Frozen
-
-    def __init__(self, config: Frozen) -> None:
-        del config
-
-    def shipped(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
+    def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded block by block."""
         weight = table.weight.detach()
         scales = (largest(weight, blocks) / LARGEST).clamp(min=LEAST)  # (F, D)
@@ -39,7 +33,7 @@ class Int8:
             rows[within] = (weight[within] / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
         return Int8Table(rows, scales, tuple(block.start for block in blocks))
 
-    def bytes(self, rows: int, width: int) -> float:
+    def of_field(self, rows: int, width: int) -> float:
         """One a number, and the scales."""
         return rows * width + 4.0 * width
 

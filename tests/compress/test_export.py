@@ -15,9 +15,9 @@ from compress.costs import bytes_by_part
 from compress.data.encode import Dataset, encode_frame
 from compress.export import ExportError, export, prove, real_rows, torch_scores
 from compress.graph import GraphSession, one_request, repeat_request
-from compress.pipeline import shipped
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker
+from compress.shipping import shipped
 from compress.tables import TABLES
 from model_store.bundle import Bundle, open_bundle
 from model_store.manifest import Card

@@ -13,7 +13,6 @@ from compress.config import CompressError, ExportConfig
 from compress.costs import bytes_by_part
 from compress.data.encode import Dataset
 from compress.export import export
-from compress.pipeline import shipped
 from compress.pricing import (
     CURVES,
     FITTED,
@@ -27,6 +26,7 @@ from compress.pricing import (
 from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, Sizes
+from compress.shipping import learned, shipped
 from compress.slim import slim
 from compress.tables import TABLES, TableMethod
 from model_store.bundle import Bundle
@@ -45,10 +45,16 @@ def exported(
     )
 
 
-def method_of(kind: str) -> TableMethod:
-    """A way for tables to ship, with its default options."""
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    *((kind, {}) for kind in TABLES if kind != "pq"),
+    ("pq", {"words": 16, "min_rows": 16}),
+]
+
+
+def method_of(kind: str, **options: Any) -> TableMethod:
+    """A way for tables to ship."""
     method: Any = TABLES[kind]
-    made: TableMethod = method(method.Config())
+    made: TableMethod = method(method.Config(**options))
     return made
 
 
@@ -59,9 +65,9 @@ def whole(dense: Ranker, small: Ranker) -> Sizes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(("kind", "table"), KINDS, ids=str)
 def test_bytes_are_told_and_hardly_too_few(
-    dataset: Dataset, card: Card, tmp_path: Path, kind: str
+    dataset: Dataset, card: Card, tmp_path: Path, kind: str, table: dict[str, Any]
 ) -> None:
     """As the slim bundle keeps them: packed files, small tables; the manifest shrinks besides."""
     config = RANKERS["dlrm"].Config(dim=96, bottom=(64,), top=(96, 32))
@@ -69,10 +75,11 @@ def test_bytes_are_told_and_hardly_too_few(
     bundle = exported(dense, dataset, card, tmp_path / "dense")
     small = slim(dense, random_keep(dense, np.random.default_rng(5))).eval()
 
-    told = ByteTable(dense, bundle, method_of(kind))
+    method = method_of(kind, **table)
+    told = ByteTable(dense, bundle, method)
 
     def taken(ranker: Ranker, name: str) -> int:
-        small = shipped(ranker, method_of(kind))
+        small = shipped(learned(ranker, method, dataset, 1, Silent()), method)
         found = exported(small, dataset, card, tmp_path / name, few_bytes=True)
         return sum(bytes_by_part(found.root).values())
 

@@ -16,10 +16,10 @@ from compress.data.encode import Batch, Dataset
 from compress.evaluate import evaluate
 from compress.export import export
 from compress.graph import GraphSession
-from compress.pipeline import shipped
 from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Ranker
+from compress.shipping import shipped
 from compress.tables import TABLES
 from model_store.bundle import Bundle
 from model_store.manifest import Card, Resources

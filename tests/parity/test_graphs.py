@@ -16,9 +16,10 @@ from compress import int8
 from compress.data.encode import Dataset, encode_frame
 from compress.export import export_plain, export_split, real_rows, torch_scores
 from compress.graph import Feeds, GraphSession, one_request, repeat_request
-from compress.pipeline import shipped
+from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Keep, Ranker
+from compress.shipping import learned, shipped
 from compress.slim import slim
 from compress.tables import TABLES
 from tests.compress.test_int8 import optimised
@@ -37,6 +38,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 DENSE = [(name, options, False) for name in RANKERS for options in OPTIONS.get(name, [{}])]
 SLIM = [(name, OPTIONS.get(name, [{}])[0], True) for name in RANKERS]
+SMALL: list[tuple[str, dict[str, Any]]] = [
+    *((kind, {}) for kind in TABLES if kind not in {"float32", "pq"}),
+    ("pq", {"cut": 2, "words": 8, "min_rows": 8, "rest": "int4"}),
+]
 ROWS = 50
 
 
@@ -91,23 +96,27 @@ def test_graphs_score_as_torch(exported: Exported, dataset: Dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in TABLES if kind != "float32"])
+@pytest.mark.parametrize("table", SMALL, ids=str)
 @pytest.mark.parametrize(
     ("name", "options"), [("dlrm", OPTIONS["dlrm"][2]), ("dcnv2", OPTIONS["dcnv2"][3])], ids=str
 )
 def test_graphs_of_small_tables_score_as_torch(
-    name: str, options: dict[str, Any], kind: str, dataset: Dataset, tmp_path: Path
+    name: str,
+    options: dict[str, Any],
+    table: tuple[str, dict[str, Any]],
+    dataset: Dataset,
+    tmp_path: Path,
 ):
     """The rounding is torch's, too: what is left between them is as little as ever."""
-    method: Any = TABLES[kind]
-    ranker = ranker_of(name, options, dataset)
+    member: Any = TABLES[table[0]]
+    ranker, method = ranker_of(name, options, dataset), member(member.Config(**table[1]))
 
-    small = shipped(ranker, method(method.Config()))
+    small = shipped(learned(ranker, method, dataset, 1, Silent()), method)
 
     check_agreement(export_both(small, tmp_path), dataset)
     feeds = feeds_of(ranker, dataset)
     moved = np.abs(torch_scores(small, feeds) - torch_scores(ranker, feeds)).max()
-    assert 0.0 < moved < 0.02
+    assert 0.0 < moved < 0.1
 
 
 def check_agreement(exported: Exported, dataset: Dataset) -> None:

@@ -42,9 +42,9 @@ from compress.sessions.tables.coded import (
     as_kept,
 )
 from compress.sessions.tables.distinct import told_apart
-from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
 from compress.sessions.tables.rq import RqConfig, residual_quantisation
+from compress.tables.kmeans import importance
 
 AT_ONCE = 4096  # items
 SHOWN_EVERY = 50

@@ -15,8 +15,8 @@ from compress.config import ConfigError, Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import PATTERN, CodedItems, CodesConfig, check_apart
-from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.qr import check_size, fitted_to_rows
+from compress.tables.kmeans import importance
 from model_store.manifest import HashedCodes
 
 PRIME = 2_147_483_647

@@ -25,9 +25,8 @@ from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig
 from compress.sessions.tables.distinct import told_apart
-from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
-from compress.sessions.tables.pq import product_codes
+from compress.tables.kmeans import importance, product_codes
 
 ROUNDS = 20
 

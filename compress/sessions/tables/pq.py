@@ -14,15 +14,14 @@ The cuts are independent, so each is one k-means in D / M dimensions.
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from compress.config import Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig, as_sum
 from compress.sessions.tables.distinct import told_apart
-from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted_cuts
+from compress.tables.kmeans import importance, product_codes
 
 
 class Pq(CutCodes):
@@ -45,15 +44,3 @@ class Pq(CutCodes):
             codes = told_apart(codes, as_sum(codebooks), X, teacher.counts)
             codebooks = fitted_cuts(X, codes, K, weights)
         return CodedItems(codes, codebooks, config.kept_as, concatenated=True)
-
-
-def product_codes(
-    X: Tensor, weights: Tensor, M: int, K: int, *, generator: torch.Generator, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """Codes (N, M) and codebooks (M, K, D / M) by one k-means a cut."""
-    found = []
-    for m, cut in enumerate(X.chunk(M, dim=1), start=1):
-        found.append(clusters(cut, K, weights, generator))
-        progress.step("codes", m, M)
-    codebooks, codes = zip(*found, strict=True)
-    return torch.stack(codes, 1), torch.stack(codebooks)

@@ -18,8 +18,8 @@ from compress.config import ConfigError, Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import MOST_CODES, CodedItems, Precision
-from compress.sessions.tables.kmeans import importance
 from compress.sessions.tables.means import fitted
+from compress.tables.kmeans import importance
 from model_store.codebooks import computed_codes
 from model_store.manifest import HashedCodes, RadixCodes
 

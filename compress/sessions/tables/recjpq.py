@@ -24,8 +24,8 @@ from compress.sessions.data import Sessions
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import CodedItems, CutCodes, StoredCodesConfig, as_sum
 from compress.sessions.tables.distinct import told_apart
-from compress.sessions.tables.kmeans import importance, seed_of
 from compress.sessions.tables.means import fitted_cuts
+from compress.tables.kmeans import importance, seed_of
 
 # Parts items whose columns of V are equal, as the paper does it.
 NOISE = 1e-5

@@ -27,8 +27,8 @@ from compress.progress import Progress
 from compress.sessions.tables.base import Teacher
 from compress.sessions.tables.coded import ChosenCodes, CodedItems, StoredCodesConfig, composed
 from compress.sessions.tables.distinct import told_apart
-from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted
+from compress.tables.kmeans import clusters, importance
 
 AT_ONCE = 1024  # items
 

@@ -35,8 +35,8 @@ from torch.nn import functional as F  # noqa: N812
 from compress.config import ConfigError, Frozen
 from compress.progress import Progress
 from compress.sessions.tables.base import ItemTable, Teacher
-from compress.sessions.tables.kmeans import seed_of
 from compress.sessions.tables.qr import radices
+from compress.tables.kmeans import seed_of
 from model_store.item_vectors import FactoredTable
 
 FLOAT_BYTES = 4

@@ -17,8 +17,8 @@ from compress.tables import TABLES, TableMethod, look_up, reordered
 
 Build = Callable[..., Ranker]
 Draw = Callable[..., Inputs]
-# The energy of the error, as a share of the table's.
-ERRORS = {"float32": 0.0, "float16": 1e-6, "int8": 2e-3, "int4": 1e-2}
+# The energy of the error, as a share of the table's; no field here has rows enough for codes.
+ERRORS = {"float32": 0.0, "float16": 1e-6, "int8": 2e-3, "int4": 1e-2, "pq": 2e-3}
 every_table = pytest.mark.parametrize("kind", TABLES)
 BLOCKS = (range(300), range(300, 1000))
 
@@ -110,7 +110,7 @@ def test_a_table_takes_the_bytes_that_it_is_priced_at(kind: str, width: int) -> 
 
     held = [*table.buffers(), *table.parameters()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    assert size == sum(method.bytes(len(block), width) for block in BLOCKS)
+    assert size == method.bytes((len(block), width) for block in BLOCKS)
 
 
 def test_small_rows_keep_their_shape_beside_large_ones() -> None:
@@ -133,7 +133,7 @@ def test_small_tables_make_a_small_graph(build: Build, tmp_path: Path, kind: str
     export_split(shipped(ranker, kind), tmp_path / "model.onnx")
 
     fields = [field for field in ranker.fields if not field.numeric]
-    told = sum(method_of(kind).bytes(field.rows, field.width) for field in fields)
+    told = method_of(kind).bytes((field.rows, field.width) for field in fields)
     parts = bytes_by_part(tmp_path)
     graph = onnx.load(tmp_path / "model.onnx").graph
     largest = max(np.prod(t.dims) for t in graph.initializer if t.data_type == 1)

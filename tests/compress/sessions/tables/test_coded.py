@@ -16,8 +16,8 @@ from compress.sessions import tables
 from compress.sessions.tables import TABLES, Teacher
 from compress.sessions.tables.coded import as_kept, as_sum, check_codes, composed
 from compress.sessions.tables.distinct import shared, told_apart
-from compress.sessions.tables.kmeans import clusters, importance
 from compress.sessions.tables.means import fitted, fitted_cuts
+from compress.tables.kmeans import clusters, importance
 from model_store.codebooks import quantised
 
 MODULES = [f"{tables.__name__}.{found.name}" for found in pkgutil.iter_modules(tables.__path__)]

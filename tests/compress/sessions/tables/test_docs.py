@@ -51,7 +51,7 @@ def test_symbols_name_what_is_there(text: str) -> None:
             continue
         _, _, names, files, _ = row.split("|")
         source = "".join(
-            (FILES / Path(file).name).read_text(encoding="utf-8")
+            (FILES.parents[2] / file if "/" in file else FILES / file).read_text(encoding="utf-8")
             for file in re.findall(r"`([\w/]+\.py)`", files)
         )
         for name in re.findall(r"`+([\w.]+)`+", names):

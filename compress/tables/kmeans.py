@@ -1,10 +1,11 @@
-"""Clusters of item vectors (k-means by faiss), where frequent items weigh more than rare ones."""
+"""Clusters of vectors (k-means by faiss), where frequent ones weigh more than rare ones."""
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from compress.progress import Progress
 from model_store.arrays import Floats
 
 ITERATIONS = 25
@@ -49,6 +50,18 @@ def clusters(
     clustering.train(flat, weights=weighing, init_centroids=first)
     _, nearest = clustering.assign(flat)
     return torch.from_numpy(np.array(clustering.centroids)), torch.from_numpy(nearest)
+
+
+def product_codes(
+    X: Tensor, weights: Tensor, M: int, K: int, *, generator: torch.Generator, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Codes (N, M) and codebooks (M, K, D / M) of vectors (N, D) by one k-means a cut."""
+    found = []
+    for m, cut in enumerate(X.chunk(M, dim=1), start=1):
+        found.append(clusters(cut, K, weights, generator))
+        progress.step("codes", m, M)
+    codebooks, codes = zip(*found, strict=True)
+    return torch.stack(codes, 1), torch.stack(codebooks)
 
 
 def _starts(
