@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from compress.config import load
-from compress.curves import HISTORY_FILE, read_curves
+from compress.curves import history_file, read_curves
 from compress.pipeline import fine_tune, resolve, site_of, train_dense
 from compress.progress import Silent
 from loadtest import server
@@ -68,8 +68,10 @@ def test_two_processes_train_what_one_trains(published: Path, tmp_path: Path) ->
         progress=Silent(),
         checkpoint=None,
     )
-    tuned = fine_tune(site, 1, slim.ranker, dense)
-    both = read_curves(opened(published, "slim").path(HISTORY_FILE))
+    _, tuned = fine_tune(site, 1, slim.ranker, dense)
+    curves = history_file(opened(published, "slim").root)
+    assert curves is not None
+    both = read_curves(curves)
 
     for name, alone in (("train", trained), ("finetune", tuned)):
         looks = [look["logloss"] for look in both[name]]
