@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", Card, SessionCard)
 
-MOST_SEALS: Final = 5
+MOST_SEALS: Final = 20
 ORPHANED: Final = 1
 
 TOOLS: Final = ("slimrank", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "polars")
@@ -138,15 +138,21 @@ def seal_with_costs(
         bundles: by kind.
         card: all but the costs.
         costs: the card of bundles as they lie there.
+
+    Raises:
+        RunError: they never agreed.
     """
     for _ in range(MOST_SEALS):
         for kind, bundle in bundles.items():
             bundles[kind] = seal(bundle.root, bundle.manifest.model_copy(update={"card": card}))
         settled = costs(bundles, card)
         if settled == card:
-            break
+            return card
         card = settled
-    return card
+    raise RunError(
+        f"the card's figures of its own size did not come to rest in {MOST_SEALS} rounds; "
+        "run again: its times will have other digits"
+    )
 
 
 def write_whole(path: Path, text: str) -> None:
