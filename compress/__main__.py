@@ -109,8 +109,9 @@ def _published(versions: Mapping[str, str], name: str, store: str) -> None:
 
 def _run_click(config: "RunConfig", ray_workers: int) -> None:
     from compress.parallel import joined
-    from compress.pipeline import resolve, train
     from compress.pipeline import run as run_plan
+    from compress.pipeline import train
+    from compress.plan import resolve
     from compress.progress import Silent, terminal
 
     plan = resolve(config)

@@ -13,7 +13,8 @@ import torch
 
 from compress.config import CompressError, ConfigError, RunConfig
 from compress.parallel import joined
-from compress.pipeline import resolve, train
+from compress.pipeline import train
+from compress.plan import resolve
 from compress.progress import Silent, terminal
 
 EXTRA: Final = "it comes with the extra `ray`: pip install 'slimrank[ray]'"

@@ -16,89 +16,51 @@ takes them in before it is published.
 Several processes may train together (`train`); the rest is done by one.
 """
 
-import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from compress.config import (
-    ConfigError,
-    Frozen,
-    GateConfig,
-    RunConfig,
-    TierConfig,
-    check,
-    configured,
-)
-from compress.costs import bytes_by_part, request_us, resources
+from compress.card import SeedRun, Verdict, describe, judge, write_card, write_metrics
+from compress.costs import bytes_by_part, resources
 from compress.curves import HISTORY_FILE, history_file
-from compress.data import SOURCES
-from compress.data.base import Source
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, in_turn, locked, replaced, spacious
 from compress.evaluate import evaluate_folder
 from compress.export import click_card, export
-from compress.methods import METHODS
-from compress.methods.base import Compressed, Method
+from compress.methods.base import Compressed
 from compress.parallel import ALONE, World
+from compress.plan import (
+    KINDS,
+    Plan,
+    Site,
+    dense_folder,
+    key_of,
+    latency_file,
+    plan_as_json,
+    run_folder,
+)
 from compress.pricing import MeasuredPricing
 from compress.progress import Progress
 from compress.quantize import FP32, quantize
-from compress.rankers import RANKERS
-from compress.rankers.base import Ranker, RankerConfig
+from compress.rankers.base import Ranker
 from compress.shipping import learned, shipped
-from compress.stages import apart, publish, publish_faults, seal_with_costs, tools, write_whole
-from compress.tables import TABLES, TableMethod
+from compress.stages import apart, publish, write_whole
 from compress.tiers import join
 from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
 from model_store.packing import unpacked
-
-KINDS: Final = ("dense", "slim")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A config with all its parts resolved: nothing in it can be wrong any more."""
-
-    config: RunConfig
-    source: Source
-    ranker: type[Ranker]
-    ranker_config: RankerConfig
-    method: Method
-    method_config: Frozen
-    table: TableMethod
-    table_config: Frozen
-    tiers: Mapping[str, "Plan"] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Mean quality that compression cost, against what the gate allows."""
-
-    auc_loss: float
-    logloss_rise: float
-    gate: GateConfig
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bundles may be published."""
-        return (
-            self.auc_loss <= self.gate.max_auc_loss
-            and self.logloss_rise <= self.gate.max_logloss_rise
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,79 +77,6 @@ class Outcome:
     versions: Mapping[str, str]
 
 
-class SeedRun(Frozen):
-    """What one seed's stages found; kept in ``seed-<n>/result.json``.
-
-    Attributes:
-        seconds: compressing and fine-tuning took; None if a killed run had begun with it.
-        numerics: of the slim graph.
-    """
-
-    result: SeedResult
-    dense: Resources
-    slim: Resources
-    seconds: float | None
-    numerics: str = FP32
-
-
-def resolve(config: RunConfig) -> Plan:
-    """Check every section against the registries and the store's rules, before any work is done.
-
-    Raises:
-        ConfigError: a type or an option is unknown or wrong; all sections' faults at once.
-    """
-    faults = publish_faults(config.publish, KINDS)
-    source = configured(SOURCES, config.data, "data", faults)
-    ranker = configured(RANKERS, config.ranker, "ranker", faults)
-    method = configured(METHODS, config.method, "method", faults)
-    table = configured(TABLES, config.table, "table", faults)
-    if weight := config.train.distill.weight:
-        faults.append(
-            f"train.distill.weight: expected 0, got {weight:g}: the dense ranker has no teacher; "
-            "say in [finetune] or [method] how much the slim one imitates it"
-        )
-    tiers = [] if method is None else _tier_configs(config, method[0], faults)
-    if faults or source is None or ranker is None or method is None or table is None:
-        raise ConfigError("\n".join(faults))
-    make_source = cast("Callable[[Any], Source]", source[0])
-    make_table = cast("Callable[[Any], TableMethod]", table[0])
-    plan = Plan(
-        config,
-        make_source(source[1]),
-        *ranker,
-        method=method[0](),
-        method_config=method[1],
-        table=make_table(table[1]),
-        table_config=table[1],
-    )
-    for number, (_, options) in enumerate(tiers):
-        if options in [plan.method_config, *(other for _, other in tiers[:number])]:
-            faults.append(f"tiers.{number}.budget: makes a ranker that the bundle has already")
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return replace(plan, tiers={own.name: _tier_plan(plan, own, options) for own, options in tiers})
-
-
-def _tier_configs(
-    config: RunConfig, method: type[Method], faults: list[str]
-) -> list[tuple[TierConfig, Frozen]]:
-    """Each tier's options of the method; what is wrong joins ``faults``."""
-    found = []
-    for number, tier in enumerate(config.tiers):
-        options = {**config.method.options, "budget": tier.budget}
-        try:
-            found.append((tier, check(method.Config, options, f"tiers.{number}", ["type"])))
-        except ConfigError as error:
-            faults.append(str(error))
-    return found
-
-
-def _tier_plan(plan: Plan, tier: TierConfig, options: Frozen) -> Plan:
-    method = plan.config.method.model_copy(update={"budget": tier.budget})
-    config = plan.config.model_copy(update={"method": method, "tiers": ()})
-    return replace(plan, config=config, method_config=options)
-
-
 @dataclass(frozen=True, slots=True)
 class Dense:
     """A seed's dense ranker: trained, exported and judged."""
@@ -196,44 +85,6 @@ class Dense:
     trained: FitResult
     bundle: Bundle
     quality: Quality
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a plan is carried out: what every stage needs.
-
-    Attributes:
-        shared: the dense rankers, of all runs that have them in common.
-        folder: what is of this run alone.
-    """
-
-    plan: Plan
-    dataset: Dataset
-    shared: Path
-    folder: Path
-    progress: Progress
-    world: World = ALONE
-
-    @property
-    def test(self) -> Path:
-        """The raw test rows."""
-        return self.shared / "test.parquet"
-
-    def dense_of(self, seed: int) -> Path:
-        """Where a seed's dense checkpoint, bundle and quality lie."""
-        return self.shared / f"seed-{seed}"
-
-    @property
-    def tiers(self) -> "dict[str, Site]":
-        """Where the siblings are made: by the same stages, each in a folder of its own."""
-        return {
-            name: replace(self, plan=plan, folder=run_folder(plan, self.dataset))
-            for name, plan in self.plan.tiers.items()
-        }
-
-    def of_seed(self, seed: int) -> Path:
-        """Where the checkpoints, bundles and result of a seed of this run lie."""
-        return self.folder / f"seed-{seed}"
 
 
 def run(plan: Plan, progress: Progress) -> Outcome:
@@ -331,45 +182,6 @@ def make_family(site: Site, slim: Path) -> Path:
     return join(open_bundle(slim), siblings, site.folder / "family").root
 
 
-def dense_folder(plan: Plan, dataset: Dataset) -> Path:
-    """Where the dense rankers lie: named by all that makes one, its seed apart."""
-    return _folder(plan, "dense-", _dense_parts(plan, dataset))
-
-
-def run_folder(plan: Plan, dataset: Dataset) -> Path:
-    """The run's folder. Seeds, gate and store are no part of its key: they change no ranker.
-
-    The tools' versions are: what one release found may not stand on a card of another.
-    """
-    parts = {
-        "dense": _dense_parts(plan, dataset),
-        "method": [plan.config.method.type, plan.method_config.model_dump(mode="json")],
-        "table": [plan.config.table.type, plan.table_config.model_dump(mode="json")],
-        **plan.config.model_dump(mode="json", include={"finetune"}),
-    }
-    if plan.config.retrain is not None:  # a run without keeps the name that it had
-        parts |= plan.config.model_dump(mode="json", include={"retrain"})
-    return _folder(plan, "", parts)
-
-
-def _dense_parts(plan: Plan, dataset: Dataset) -> dict[str, Any]:
-    return {
-        "tools": tools(),
-        "data": dataset.fingerprint,
-        "schema": dataset.schema.model_dump(mode="json"),
-        "ranker": [plan.config.ranker.type, plan.ranker_config.model_dump(mode="json")],
-        **plan.config.model_dump(mode="json", include={"train", "export"}),
-    }
-
-
-def _folder(plan: Plan, prefix: str, parts: Mapping[str, Any]) -> Path:
-    return plan.config.runs / plan.config.name / f"{prefix}{_key(parts)}"
-
-
-def _key(parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def write_test_rows(dataset: Dataset, path: Path) -> None:
     """Write the raw test rows, so that anyone can evaluate the bundles on them."""
     with locked(path.parent, path.name):
@@ -435,7 +247,7 @@ def quantized(site: Site, runs: Sequence[SeedRun]) -> tuple[Site, list[SeedRun]]
     The slim bundles that it is made of stay, for another choice.
     """
     options = site.plan.config.quantize
-    key = _key(options.model_dump(mode="json"))
+    key = key_of(options.model_dump(mode="json"))
     after = replace(site, folder=site.folder / f"{options.numerics}-{key}")
     write_whole(after.folder / "config.json", json.dumps(plan_as_json(site.plan), indent=1))
     return after, [quantize_seed(site, after, run) for run in runs]
@@ -508,11 +320,6 @@ def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
         cache=latency_file(site),
         progress=site.progress,
     )
-
-
-def latency_file(site: Site) -> Path:
-    """Where measured times lie, by which budgets of time are told."""
-    return site.shared / "latency.json"
 
 
 def make_dense(site: Site, seed: int) -> Dense:
@@ -627,25 +434,6 @@ def fine_tune(site: Site, seed: int, kept: Ranker, dense: Ranker) -> tuple[Ranke
     )
 
 
-def describe(plan: Plan, seed: int, dense: Ranker, compressed: Compressed) -> Card:
-    """The card as far as it is known before the bundles are written."""
-    slim = compressed.ranker
-    widths = {f"dense {mlp}": sizes for mlp, sizes in dense.widths().items()}
-    widths |= {f"slim {mlp}": sizes for mlp, sizes in slim.widths().items()}
-    return Card(
-        method=plan.config.method.type,
-        ranker=plan.config.ranker.type,
-        seed=seed,
-        dense=Resources(flops=sum(dense.flops().values())),
-        slim=Resources(flops=sum(slim.flops().values())),
-        requested=dict(compressed.requested),
-        achieved=dict(compressed.achieved),
-        kept_features=tuple(f.name for f in slim.features if not f.pruned),
-        pruned_features=tuple(f.name for f in slim.features if f.pruned),
-        widths=widths,
-    )
-
-
 def judged(
     site: Site,
     folder: Path,
@@ -704,106 +492,6 @@ def evaluate_apart(bundle: Path, test: Path) -> Quality:
         RunError: that process died.
     """
     return apart(f"evaluating {bundle}", evaluate_folder, bundle, test)
-
-
-def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) -> Card:
-    """Seal both bundles of the first seed under the card over all seeds."""
-    found, other = (click_card(bundle) for bundle in bundles.values())
-    results = tuple(run.result for run in runs)
-    card = found.model_copy(
-        update={
-            "results": results,
-            "config": plan_as_json(site.plan),
-            "data_hash": site.dataset.fingerprint,
-            "tools": tools(),
-            "notes": (*notes(site), *_numerics_notes(site, runs)),
-        }
-    )
-    if found == other == card:
-        return found  # sealed by an earlier run
-    if found != other or found.results != results:
-        card = with_costs(card, site, runs[0], bundles)
-    # Else only the gate or the store is another: what was measured stays, as do the bytes if the
-    # first config comes back.
-    return seal_with_costs(bundles, card, with_bytes)
-
-
-def with_costs(card: Card, site: Site, first: SeedRun, bundles: Mapping[str, Bundle]) -> Card:
-    """The card with what both rankers of the first seed cost, their times measured now."""
-    us = request_us(list(bundles.values()), site.dataset, site.plan.config.export.timing_candidates)
-    return card.model_copy(
-        update={
-            "dense": first.dense.model_copy(update={"us_per_request": us[0]}),
-            "slim": first.slim.model_copy(update={"us_per_request": us[1]}),
-            "achieved": {**card.achieved, "p50_us": us[1] / us[0], "speedup": us[0] / us[1]},
-        }
-    )
-
-
-def with_bytes(bundles: Mapping[str, Bundle], card: Card) -> Card:
-    """The card with what the bundles take on disk."""
-    found = {kind: bytes_by_part(bundle.root) for kind, bundle in bundles.items()}
-    dense, slim = (sum(found[kind].values()) for kind in KINDS)
-    return card.model_copy(
-        update={
-            "dense": card.dense.model_copy(update={"bytes": found["dense"]}),
-            "slim": card.slim.model_copy(update={"bytes": found["slim"]}),
-            # Of few digits: `seal_with_costs` comes to rest once they stay the same.
-            "achieved": {**card.achieved, "bytes": round(slim / dense, 4)},
-        }
-    )
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """The config with every default written out."""
-    config = plan.config.model_dump(mode="json")
-    config["ranker"] |= plan.ranker_config.model_dump(mode="json")
-    config["method"] |= plan.method_config.model_dump(mode="json")
-    config["table"] |= plan.table_config.model_dump(mode="json")
-    return config
-
-
-def notes(site: Site) -> tuple[str, ...]:
-    """What a reader of the card should know besides."""
-    rows = ", ".join(f"{part} {count:,}" for part, count in site.dataset.rows.items())
-    lines = [
-        f"rows: {rows}",
-        "quality is that of the exported graphs, on test rows that no choice was made on",
-        f"times: {site.plan.config.export.timing_candidates} candidates a request, one thread, "
-        "both graphs in turn in one process; only their ratio carries over to other machines",
-    ]
-    if site.dataset.skipped_cells:
-        lines.append(f"{site.dataset.skipped_cells:,} rows were left out for a bad cell")
-    return tuple(lines)
-
-
-def _numerics_notes(site: Site, runs: Sequence[SeedRun]) -> tuple[str, ...]:
-    if site.plan.config.quantize.numerics == FP32:
-        return ()
-    by_seed = ", ".join(f"{run.numerics} of seed {run.result.seed}" for run in runs)
-    return (f"slim graphs, each chosen on its own seed's validation rows: {by_seed}",)
-
-
-def judge(gate: GateConfig, results: Sequence[SeedResult]) -> Verdict:
-    """Compare the means over seeds with the gate."""
-    auc = sum(r.dense.auc - r.slim.auc for r in results) / len(results)
-    logloss = sum(r.slim.logloss - r.dense.logloss for r in results) / len(results)
-    return Verdict(auc, logloss, gate)
-
-
-def write_metrics(path: Path, card: Card, verdict: Verdict, versions: Mapping[str, str]) -> None:
-    """The run's figures in one JSON file."""
-    content = {
-        "results": [result.model_dump() for result in card.results],
-        "dense": card.dense.model_dump(),
-        "slim": card.slim.model_dump(),
-        "achieved": card.achieved,
-        "auc_loss": verdict.auc_loss,
-        "logloss_rise": verdict.logloss_rise,
-        "gate_holds": verdict.holds,
-        "versions": dict(versions),
-    }
-    write_whole(path, json.dumps(content, indent=1))
 
 
 def _curve(result: FitResult) -> list[dict[str, float | None]]:

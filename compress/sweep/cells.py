@@ -21,19 +21,8 @@ from compress.config import RunConfig
 from compress.costs import request_us
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import spacious
-from compress.pipeline import (
-    Site,
-    dense_folder,
-    finished,
-    has_dense,
-    latency_file,
-    make_dense,
-    pricing_of,
-    resolve,
-    run_folder,
-    run_seed,
-    site_of,
-)
+from compress.pipeline import finished, has_dense, make_dense, pricing_of, run_seed, site_of
+from compress.plan import Site, dense_folder, latency_file, resolve, run_folder
 from compress.progress import Lines, Progress, Silent
 from compress.stages import write_whole
 from compress.sweep.board import Board

@@ -26,7 +26,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from compress.config import ConfigError, Frozen, RunConfig, Seed, check, nearest, put, read
-from compress.pipeline import Plan, plan_as_json, resolve
+from compress.plan import Plan, plan_as_json, resolve
 
 Table = Mapping[str, Any]
 

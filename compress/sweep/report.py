@@ -10,8 +10,8 @@ from typing import Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from compress.card import notes
 from compress.data.folders import replaced
-from compress.pipeline import notes
 from compress.report import STYLE, Plot, svg, template
 from compress.sessions.compare import size
 from compress.sessions.report import NOTHING, Cell

@@ -7,9 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from compress.card import SeedRun
 from compress.data.folders import replaced
 from compress.export import click_card
-from compress.pipeline import SeedRun, finished
+from compress.pipeline import finished
 from compress.sweep.cells import Cell, Microseconds
 from compress.sweep.launchers.base import Fault
 from compress.sweep.plan import toml

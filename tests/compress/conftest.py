@@ -17,7 +17,8 @@ from compress.data.base import Part
 from compress.data.encode import Batch, Dataset, place, prepare, widths
 from compress.data.synthetic import Synthetic, SyntheticConfig
 from compress.export import export
-from compress.pipeline import Outcome, resolve, run
+from compress.pipeline import Outcome, run
+from compress.plan import resolve
 from compress.progress import Silent
 from compress.rankers import RANKERS
 from compress.rankers.base import Inputs, Keep, Ranker

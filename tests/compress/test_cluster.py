@@ -10,7 +10,8 @@ import torch
 from compress.cluster import RayError, train_on_ray
 from compress.config import ConfigError, RunConfig, load
 from compress.parallel import ALONE
-from compress.pipeline import resolve, train
+from compress.pipeline import train
+from compress.plan import resolve
 from compress.progress import Silent
 
 CONFIG = """

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 from compress import int8, pipeline
+from compress import plan as plan_module
+from compress.card import judge
 from compress.config import ConfigError, GateConfig, RunConfig, load
 from compress.curves import read_curves
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
-from compress.pipeline import Outcome, dense_folder, judge, resolve, run, run_folder
+from compress.pipeline import Outcome, run
+from compress.plan import dense_folder, resolve, run_folder
 from compress.progress import Silent
 from model_store.bundle import open_bundle
 from model_store.manifest import Quality, SeedResult
@@ -147,7 +150,7 @@ def test_another_release_of_a_tool_starts_afresh(
     """A card tells one set of versions, so results of two may not meet under it."""
     plan = resolve(configured(tmp_path))
     folder = run_folder(plan, dataset)
-    monkeypatch.setattr(pipeline, "tools", lambda: {"torch": "99"})
+    monkeypatch.setattr(plan_module, "tools", lambda: {"torch": "99"})
 
     assert run_folder(plan, dataset) != folder
 

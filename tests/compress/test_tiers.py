@@ -10,7 +10,8 @@ from compress import pipeline
 from compress.config import ConfigError, load
 from compress.evaluate import evaluate, find_bundle
 from compress.export import click_card
-from compress.pipeline import Outcome, resolve, run
+from compress.pipeline import Outcome, run
+from compress.plan import resolve
 from compress.progress import Silent
 from compress.tiers import TIERS_FOLDER, join
 from model_store.bundle import Bundle, open_bundle, seal

@@ -12,7 +12,8 @@ import pytest
 
 from compress.config import load
 from compress.curves import history_file, read_curves
-from compress.pipeline import fine_tune, resolve, site_of, train_dense
+from compress.pipeline import fine_tune, site_of, train_dense
+from compress.plan import resolve
 from compress.progress import Silent
 from loadtest import server
 from model_store.bundle import Bundle

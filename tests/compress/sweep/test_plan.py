@@ -7,7 +7,7 @@ import pytest
 
 from compress.config import ConfigError, RunConfig, check, read
 from compress.methods import METHODS
-from compress.pipeline import plan_as_json, resolve
+from compress.plan import plan_as_json, resolve
 from compress.sweep import plan
 from compress.sweep.plan import Sweep, load
 from tests.compress.tiny import config_file

@@ -19,8 +19,8 @@ from compress.__main__ import app
 from compress.config import load as load_run
 from compress.data.folders import in_turn
 from compress.pipeline import Outcome as RunOutcome
-from compress.pipeline import resolve
 from compress.pipeline import run as run_plan
+from compress.plan import resolve
 from compress.progress import Silent
 from compress.sweep.cells import carry_out, cells_of
 from compress.sweep.launchers import make_launcher
