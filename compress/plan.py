@@ -58,14 +58,13 @@ def resolve(config: RunConfig) -> Plan:
     if faults or source is None or ranker is None or method is None or table is None:
         raise ConfigError("\n".join(faults))
     make_source = cast("Callable[[Any], Source]", source[0])
-    make_table = cast("Callable[[Any], TableMethod]", table[0])
     plan = Plan(
         config,
         make_source(source[1]),
         *ranker,
         method=method[0](),
         method_config=method[1],
-        table=make_table(table[1]),
+        table=table[0](table[1]),
         table_config=table[1],
     )
     for number, (_, options) in enumerate(tiers):

@@ -7,7 +7,7 @@ fine-tuned, and of that what the graph holds.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,14 @@ class ShippedTable(LearnedTable):
         """The table with rows in another order: row i is what row ``order[i]`` was, (N,)."""
 
 
-class TableMethod(Protocol):
+class TableMethod(ABC):
     """Makes tables small. ``Config`` stands beside the code."""
 
-    Config: ClassVar[type[Frozen]]
+    Config: ClassVar[type[Frozen]] = Frozen
+
+    @abstractmethod
+    def __init__(self, config: Frozen) -> None:
+        """Take the method's own options."""
 
     def learned(
         self,
@@ -59,7 +63,7 @@ class TableMethod(Protocol):
         generator: torch.Generator,
         progress: Progress,
     ) -> nn.Module:
-        """What is fine-tuned in place of a slimmed table: itself, or a `LearnedTable`.
+        """What is fine-tuned in place of a slimmed table: itself, unless a method says otherwise.
 
         Args:
             table: (N, D).
@@ -67,37 +71,27 @@ class TableMethod(Protocol):
             counts: tells how often training looks each row up, (N,); a pass over its rows.
             generator: of what is drawn.
             progress: told of the steps done.
-        """
-        ...
 
+        Returns:
+            The table, or a `LearnedTable`.
+        """
+        del blocks, counts, generator, progress
+        return table
+
+    @abstractmethod
     def shipped(self, table: nn.Module, blocks: Sequence[range]) -> nn.Module:
         """What ships in place of a table that was fine-tuned: itself, or a `ShippedTable`."""
-        ...
 
+    @abstractmethod
     def bytes(self, fields: Iterable[tuple[int, int]]) -> float:
         """What fields of so many rows of some width take in the graph."""
-        ...
 
 
-class Rounded(ABC):
+class Rounded(TableMethod):
     """Methods that fine-tune rows as they are, and round them one by one in the end."""
-
-    Config: ClassVar[type[Frozen]] = Frozen
 
     def __init__(self, config: Frozen) -> None:
         del config
-
-    def learned(
-        self,
-        table: nn.Embedding,
-        blocks: Sequence[range],
-        counts: Callable[[], Tensor],
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> nn.Module:
-        """The table itself."""
-        del blocks, counts, generator, progress
-        return table
 
     def shipped(self, table: nn.Module, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded."""

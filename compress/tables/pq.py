@@ -27,7 +27,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from compress.config import Frozen
 from compress.progress import Progress
-from compress.tables.base import LearnedTable, Rounded, ShippedTable, look_up, reordered
+from compress.tables.base import (
+    LearnedTable,
+    Rounded,
+    ShippedTable,
+    TableMethod,
+    look_up,
+    reordered,
+)
 from compress.tables.floats import Float16, Float32
 from compress.tables.int4 import Int4
 from compress.tables.int8 import Int8
@@ -102,7 +109,7 @@ class Layout:
         return places[order[rows]]
 
 
-class Pq:
+class Pq(TableMethod):
     """Codes for large fields, rounded rows for the others."""
 
     Config: ClassVar[type[Frozen]] = PqConfig
@@ -144,7 +151,7 @@ class Pq:
             rest = nn.Embedding(kept.shape[0], width, _weight=kept, sparse=True)
         coded = LearnedCodes(
             codes.to(torch.uint8),
-            words,
+            nn.Parameter(words.to(torch.float32)),
             scales=scales.unsqueeze(1),
             layout=layout,
             width=width,
@@ -191,11 +198,13 @@ class _Codes(LearnedTable):
     """Rows of coded fields put together from codewords, the others looked up elsewhere."""
 
     codes: Tensor
+    words: Tensor
     scales: Tensor
 
     def __init__(
         self,
         codes: Tensor,
+        words: Tensor,
         *,
         scales: Tensor,
         layout: Layout,
@@ -205,6 +214,10 @@ class _Codes(LearnedTable):
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
+        if isinstance(words, nn.Parameter):
+            self.words = words
+        else:
+            self.register_buffer("words", words)
         self.layout, self.width, self.rest = layout, width, rest
 
     def forward(self, rows: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -262,19 +275,6 @@ def _shifted(rows: Tensor, shifts: Sequence[int]) -> Tensor:
 class LearnedCodes(_Codes):
     """Fixed codes (N, M) and codewords (M, K, cut) that learn."""
 
-    def __init__(
-        self,
-        codes: Tensor,
-        words: Tensor,
-        *,
-        scales: Tensor,
-        layout: Layout,
-        width: int,
-        rest: nn.Module | None,
-    ) -> None:
-        super().__init__(codes, scales=scales, layout=layout, width=width, rest=rest)
-        self.words = nn.Parameter(words.to(torch.float32).clone())
-
     def pieces(self, codes: Tensor) -> Tensor:
         """As they ship, with the gradient straight through."""
         found = _words(codes, self.words.flatten(0, 1))
@@ -288,20 +288,6 @@ class ShippedCodes(_Codes, ShippedTable):
     """Codes (N, M) uint8 and codewords (M·K, cut) float16."""
 
     kept_as = "codes"
-    words: Tensor
-
-    def __init__(
-        self,
-        codes: Tensor,
-        words: Tensor,
-        *,
-        scales: Tensor,
-        layout: Layout,
-        width: int,
-        rest: nn.Module | None,
-    ) -> None:
-        super().__init__(codes, scales=scales, layout=layout, width=width, rest=rest)
-        self.register_buffer("words", words)
 
     def pieces(self, codes: Tensor) -> Tensor:
         """In full precision again: after the look-up, or the graph would hold them so."""
