@@ -1,9 +1,9 @@
-"""What a compressed ranker may cost: FLOPs, bytes on disk, time for a request, or all together.
+"""What a compressed ranker may cost: FLOPs, bytes, time, input fields, or all together.
 
 Each resource r that a budget names becomes a bound R_r(sizes) ≤ budget_r, both as shares of the
 dense ranker's, with a price of its own (UMEC's z, §1.2, once for every r). What a ranker of some
 sizes would take is counted by the ranker itself for FLOPs (so R is exactly what slimming achieves;
-no formula is kept twice), and told by `Pricing` for the rest.
+no formula is kept twice) and for fields, and told by `Pricing` for the rest.
 
 | paper | here |
 |---|---|
@@ -43,11 +43,13 @@ class Budget(Frozen):
         flops: share of the dense ranker's, as the method counts them.
         bytes: of the whole bundle on disk: a size as "8MiB", or a share of the dense one's.
         p50_us: median microseconds of a request, as this machine takes them.
+        fields: share of the dense ranker's, its numbers of one side being one field.
     """
 
     flops: float | None = Field(default=None, gt=0.0, le=1.0)
     bytes: float | str | None = None
     p50_us: float | None = Field(default=None, gt=0.0)
+    fields: float | None = Field(default=None, gt=0.0, le=1.0)
 
     @field_validator("bytes")
     @classmethod
@@ -60,8 +62,8 @@ class Budget(Frozen):
 
     @model_validator(mode="after")
     def _names_something(self) -> "Budget":
-        if self.flops is None and self.bytes is None and self.p50_us is None:
-            raise ValueError("expected at least one of flops, bytes, p50_us")
+        if all(limit is None for _, limit in self):
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}")
         return self
 
 
@@ -118,6 +120,8 @@ def _bounds(
     if budget.flops is not None:
         used = flops_counter(ranker, flops_of)
         yield Bound(flops_of, "flops", budget.flops, used(dense), used)
+    if budget.fields is not None:
+        yield Bound("fields", "fields", budget.fields, _live(dense), _live)
     priced = {"bytes": budget.bytes, "p50_us": budget.p50_us}
     for key, limit in priced.items():
         if limit is None:
@@ -132,6 +136,11 @@ def _bounds(
         else:
             share = share_of(limit, amount)
         yield Bound(key, key, share, amount, used)
+
+
+def _live(sizes: Sizes) -> float:
+    """How many fields are left."""
+    return float(sum(width > 0 for width in sizes.widths.values()))
 
 
 def flops_counter(ranker: Ranker, flops_of: FlopsOf) -> Callable[[Sizes], float]:

@@ -132,10 +132,11 @@ def amounts(budget: Budget, dense: Mapping[str, float]) -> tuple[Amount, ...]:
     """One for each resource that the budget names.
 
     Raises:
-        ConfigError: it names a time, which nothing here tells.
+        ConfigError: it names what nothing here tells.
     """
-    if budget.p50_us is not None:
-        raise ConfigError("budget.p50_us: nobody can tell here; give flops, bytes, or both")
+    for key in ("p50_us", "fields"):
+        if getattr(budget, key) is not None:
+            raise ConfigError(f"budget.{key}: nobody can tell here; give flops, bytes, or both")
     asked = {"flops": budget.flops, "bytes": budget.bytes}
     empty = [key for key, limit in asked.items() if limit is not None and not dense[key]]
     if empty:

@@ -319,7 +319,11 @@ def make_problem(
         groups.append(_positions(ranker, prunable, config, dataset, seed))
     groups = [g for g in groups if g.removable]
     if not groups:
-        raise ConfigError(f"method.parts: nothing of {', '.join(config.parts)} may go")
+        named = ", ".join(bound.key for bound in bounds)
+        raise ConfigError(
+            f"method.parts: nothing of {', '.join(config.parts)} may go and saves {named}; "
+            "name other parts, or budget something else"
+        )
     problem = Problem(ranker, measured(ranker, groups, norms, dataset, seed), bounds)
     problem.check_feasible()
     return problem

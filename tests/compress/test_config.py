@@ -242,7 +242,7 @@ def test_an_absurd_value_is_refused_with_its_bound(write, override, said):
         (UmecConfig, "prox_lr", math.inf, "prox_lr: Input should be a finite number, got inf"),
         (UmecConfig, "budget", {"flops": True}, "budget.flops: Input should be a valid number"),
         (UmecConfig, "budget", {"flops": 2}, "budget.flops: Input should be less than or equal to"),
-        (UmecConfig, "budget", {}, "budget: expected at least one of flops, bytes, p50_us"),
+        (UmecConfig, "budget", {}, "budget: expected at least one of flops, bytes, p50_us, fields"),
         (UmecConfig, "budget", {"bytes": "8 megs"}, 'expected a size like "8MiB"'),
         (UmecConfig, "budget", {"bytes": 8}, "expected a share in (0, 1]"),
     ],

@@ -151,10 +151,11 @@ def test_a_layers_energies_sum_to_about_one(module: TwoTowers) -> None:
     assert sum(totals) / len(totals) == pytest.approx(1.0)
 
 
-def test_a_budget_of_time_is_refused(module: TwoTowers) -> None:
-    """Nothing here can tell what a request of it takes."""
+@pytest.mark.parametrize("budget", [Budget(p50_us=10.0), Budget(fields=0.5)])
+def test_a_budget_that_nothing_tells_is_refused(module: TwoTowers, budget: Budget) -> None:
+    """What a request of it takes, and what a field of it is."""
     with pytest.raises(ConfigError, match="give flops, bytes, or both"):
-        amounts(Budget(p50_us=10.0), {"flops": 1.0, "bytes": 1.0})
+        amounts(budget, {"flops": 1.0, "bytes": 1.0})
 
 
 def test_flops_of_a_module_without_linear_layers_are_refused() -> None:

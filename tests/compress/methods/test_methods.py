@@ -112,6 +112,25 @@ def test_a_budget_out_of_reach_is_refused(method: str, trained: Ranker, data: Tr
         compress(method, trained, data, budget={"flops": 1e-3})
 
 
+@pytest.mark.parametrize("method", ["group-lasso", "lpfs", "permutation", "shark", "umec"])
+def test_so_many_fields_go(method: str, trained: Ranker, data: TrainingData) -> None:
+    """Features may have a budget of their own, beside that of the FLOPs."""
+    made = compress(method, trained, data, budget={"fields": 0.5, "flops": 0.9})
+
+    assert made.requested == {"all": 0.9, "fields": 0.5}
+    assert made.achieved["fields"] == len(made.ranker.fields) / len(trained.fields)
+    assert 0.25 <= made.achieved["fields"] <= 0.5
+
+
+@pytest.mark.parametrize("method", ["ecc", "narrow"])
+def test_methods_of_neurons_refuse_a_budget_of_fields(
+    method: str, trained: Ranker, data: TrainingData
+) -> None:
+    """Whatever they take away, fields stay."""
+    with pytest.raises(ConfigError, match=r"nothing of neurons may go and saves fields"):
+        compress(method, trained, data, budget={"fields": 0.5})
+
+
 class Killed(Exception):
     """What ends a run in the middle."""
 
