@@ -2,8 +2,8 @@
  *
  * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
  * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
- * ways to it give equal numbers. The GIL is free while they run, but for find_ids, which reads
- * Python's texts.
+ * ways to it give equal numbers. The GIL is free while they run, but for find_ids and longest,
+ * which read Python's texts.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,7 +21,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 3 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 4 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -342,6 +342,20 @@ static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
     }
 }
 
+/* Characters of the longest text of a list; -1 if something else is in it. */
+static Py_ssize_t longest(PyObject *texts)
+{
+    Py_ssize_t most = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(texts); i++) {
+        PyObject *text = PyList_GET_ITEM(texts, i);
+        if (!PyUnicode_CheckExact(text))
+            return -1;
+        if (PyUnicode_GET_LENGTH(text) > most)
+            most = PyUnicode_GET_LENGTH(text);
+    }
+    return most;
+}
+
 /* ---- what Python sees ---- */
 
 /* Gives buffers back; answers None, or NULL if an error is set. */
@@ -400,6 +414,14 @@ static PyObject *py_find_ids(PyObject *self, PyObject *args)
     else if (make_ids(&ids, &text, &ends, &slots))
         find_ids(&ids, wanted, rows.buf);
     return DONE_WITH(&text, &ends, &slots, &rows);
+}
+
+static PyObject *py_longest(PyObject *self, PyObject *texts)
+{
+    if (PyList_CheckExact(texts))
+        return PyLong_FromSsize_t(longest(texts));
+    PyErr_SetString(PyExc_TypeError, "expected a list");
+    return NULL;
 }
 
 static PyObject *py_best_of(PyObject *self, PyObject *args)
@@ -480,6 +502,7 @@ static PyObject *py_shuffles(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, slots)"},
     {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, slots, rows)"},
+    {"longest", py_longest, METH_O, "longest(texts)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

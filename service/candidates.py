@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from model_store.encoding import token
+from service import kernels
 from service.errors import (
     Fault,
     InvalidRequest,
@@ -104,11 +105,10 @@ def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures
     if isinstance(given, CandidateColumns):
         return _columns(given, limits, features)
     _check_count(len(given), "/candidates", limits)
-    kinds = set(map(type, given))
-    if CandidateRow in kinds:
+    if kernels.longest(given) < 0 and CandidateRow in set(map(type, given)):
         return _rows(given, limits, features)
     pattern = "/candidates/{}"
-    ids = texts(given, pattern, limits, kinds)  # type: ignore[arg-type]
+    ids = texts(given, pattern, limits)  # type: ignore[arg-type]
     return Candidates(ids, {}, {}, pattern)
 
 
@@ -197,20 +197,19 @@ def text_of(each: Id) -> str:
     return token(each) or ""
 
 
-def texts(
-    ids: Sequence[Id], pattern: str, limits: Limits, kinds: set[type] | None = None
-) -> list[str]:
-    """Ids as texts; ``kinds`` are their types, where the caller knows them.
+def texts(ids: Sequence[Id], pattern: str, limits: Limits) -> list[str]:
+    """Ids as texts.
 
     Raises:
         InvalidRequest: one is too long.
     """
-    if (kinds or set(map(type, ids))) <= {str}:
-        found: list[str] = ids  # type: ignore[assignment]
-    else:
+    found: list[str] = ids  # type: ignore[assignment]
+    longest = kernels.longest(ids)
+    if longest < 0:
         found = [text_of(each) for each in ids]
+        longest = kernels.longest(found)
     # A character takes up to four bytes.
-    if max(map(len, found), default=0) * 4 > limits.id_bytes:
+    if longest * 4 > limits.id_bytes:
         for place, text in enumerate(found):
             if (size := len(text.encode())) > limits.id_bytes:
                 detail = f"an id of {size} bytes > {limits.id_bytes}"

@@ -203,6 +203,8 @@ def undeclared(
         side: where the request carries them.
         counts: feature name → how often it came with a value; declared ones do not matter.
     """
+    if not counts:  # as most requests have it
+        return []
     strange = {
         name: n for name, n in counts.items() if n and not _belongs(features.get(name), side)
     }

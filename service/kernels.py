@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 3  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 4  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -221,6 +221,15 @@ def index_ids(text: Blob, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
     slots = np.full(1 << (2 * (len(ends) - 1)).bit_length(), -1, np.int32)
     _kernels.index_ids(text, ends, slots)
     return slots
+
+
+def longest(texts: Sequence[Any]) -> int:
+    """Characters of the longest text of a list, 0 of an empty one; -1 if not all are texts."""
+    if COMPILED and type(texts) is list:
+        return _kernels.longest(texts)
+    if not all(type(text) is str for text in texts):
+        return -1
+    return max(map(len, texts), default=0)
 
 
 def find_ids(

@@ -148,6 +148,17 @@ def test_places_that_nobody_takes_are_marked(compiled: bool) -> None:
     assert sorted(scores.tolist()) == [-np.inf, 1.0]
 
 
+@ways
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [([], 0), (["a", "", "ccc"], 3), (["€𝄞"], 2), (["a", 7], -1), ([None], -1), (("a", "bb"), 2)],
+)
+def test_the_longest_text_is_told(compiled: bool, texts: Any, expected: int) -> None:
+    """In characters, whatever they take; of anything but texts nothing is."""
+    with by(compiled):
+        assert kernels.longest(texts) == expected
+
+
 def test_what_is_mapped_from_disk_can_be_looked_up() -> None:
     """Arrays that must not be written are taken without a copy."""
     codes, tables = np.zeros((3, 2), np.uint8), np.ones((2, 4), np.float32)

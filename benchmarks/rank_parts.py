@@ -1,0 +1,218 @@
+"""Where the time of a POST /rank goes: each part beside its floor, in one process.
+
+    python -m benchmarks.rank_parts STORE NAME@ALIAS [NAME@ALIAS ...]
+
+The whole application answers bodies without a socket (its own routing, limits, metrics and log
+line included), in turn with each of its parts alone and with a bare endpoint whose score is a hash
+(`benchmarks.null_server`). Medians over rounds, so that what the machine does besides hits all
+alike. What remains of the whole after its parts is the edge: headers, admission, accounting.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from benchmarks import null_server
+from benchmarks.bodies import bodies
+from loadtest.traffic import read_pool
+from model_store.store import open_store
+from service import log
+from service.app import Service, create_app
+from service.candidates import Limits
+from service.click_ranking import ClickRanking
+from service.ranking import Ranking
+from service.schemas import parse_rank
+from service.session_ranking import SessionRanking
+from service.settings import Settings
+
+BODIES: Final = 32  # of each shape, so that not one is answered from the nearest cache
+WARM: Final = 20
+Timed = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, a shape of body and a number of candidates."""
+
+    model: str
+    shape: str
+    candidates: int
+
+
+async def asked(app: Any, body: bytes) -> None:
+    """One request, in process."""
+    given = {"type": "http.request", "body": body, "more_body": False}
+
+    async def receive() -> dict[str, Any]:
+        return given
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("status", 200) != 200:
+            raise SystemExit(f"refused: {body[:200]!r}")
+
+    headers = [
+        (b"host", b"127.0.0.1:8000"),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    scope = {
+        "type": "http", "method": "POST", "path": "/rank", "headers": headers,
+        "client": ("127.0.0.1", 40000), "query_string": b"",
+    }  # fmt: skip
+    await app(scope, receive, send)
+
+
+def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Timed]:
+    """Each part of a request alone, as what it does to body number n.
+
+    They are given what the part before made, made once.
+    """
+    requests = [parse_rank(body) for body in raw]
+    prepared = [ranking.prepare(request, limits) for request in requests]
+    scores = [ranking.score(each) for each in prepared]
+    ranked = [ranking.rank(each) for each in prepared]
+    answers = [
+        {"id": "x", **ranking.answer(*each), "timing_ms": {"total": 1.0}}
+        for each in zip(requests, prepared, ranked, strict=True)
+    ]
+
+    def order(n: int) -> Any:
+        best = np.argsort(-scores[n], kind="stable")
+        ids = prepared[n].ids
+        return [ids[place] for place in best.tolist()], scores[n][best]
+
+    return {
+        "parse": lambda n: parse_rank(raw[n]),
+        "look-up and features": lambda n: ranking.prepare(requests[n], limits),
+        "score": lambda n: ranking.score(prepared[n]),
+        "top-k": order,
+        "answer": lambda n: ranking.answer(requests[n], prepared[n], ranked[n]),
+        "encode": lambda n: orjson.dumps(answers[n], option=orjson.OPT_SERIALIZE_NUMPY),
+    }
+
+
+def floors_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Timed]:
+    """What the dear parts cannot go below: a look-up of ids, a run of the graph."""
+    prepared: list[Any] = [ranking.prepare(parse_rank(body), limits) for body in raw]
+    floors: dict[str, Timed] = {"parse": lambda n: null_server.ids_of(_bare(raw[n]))}
+    match ranking:
+        case ClickRanking():
+            graph = ranking._scorer._graph  # noqa: SLF001  a benchmark looks inside
+            floors["score"] = lambda n: graph.run(prepared[n].feeds)
+            if (table := ranking.table) is not None:
+                floors["look-up and features"] = lambda n: table.rows(prepared[n].ids)
+        case SessionRanking():
+            catalogue = ranking.catalogue
+            vectors = [catalogue.vectors(each.session) for each in prepared]
+            floors["score"] = lambda n: ranking._encoder.encode(vectors[n])  # noqa: SLF001
+            floors["look-up and features"] = lambda n: catalogue.rows(prepared[n].ids)
+    return floors
+
+
+def _bare(body: bytes) -> null_server.Body:
+    return null_server.DECODER.decode(body)
+
+
+async def measure(
+    service: Service, ranking: Ranking, raw: list[bytes], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians in microseconds: of the parts with "whole", and of their floors."""
+    limits = service.parts.limits
+    parts, floors = parts_of(ranking, raw, limits), floors_of(ranking, raw, limits)
+    found = {name: [] for name in ("whole", *parts)}  # type: dict[str, list[int]]
+    least = {name: [] for name in ("whole", *floors)}  # type: dict[str, list[int]]
+    for turn in range(WARM + rounds):
+        n = turn % len(raw)
+        for app, times in ((service, found), (null_server.app, least)):
+            began = perf_counter_ns()
+            await asked(app, raw[n])
+            times["whole"].append(perf_counter_ns() - began)
+        for timed, times in ((parts, found), (floors, least)):
+            for name, part in timed.items():
+                began = perf_counter_ns()
+                part(n)
+                times[name].append(perf_counter_ns() - began)
+    return _medians(found), _medians(least)
+
+
+def _medians(times: Mapping[str, list[int]]) -> dict[str, float]:
+    return {name: float(np.median(each[WARM:])) / 1e3 for name, each in times.items()}
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[None]:
+    """The application between its start and its stop."""
+    inbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    told = asyncio.Queue()  # type: asyncio.Queue[dict[str, str]]
+    life = asyncio.create_task(service({"type": "lifespan", "state": {}}, inbox.get, told.put))
+    await inbox.put({"type": "lifespan.startup"})
+    if (await told.get())["type"] != "lifespan.startup.complete":
+        raise SystemExit("the service did not start; its log says why")
+    yield
+    await inbox.put({"type": "lifespan.shutdown"})
+    await life
+
+
+def table(case: Case, found: Mapping[str, float], least: Mapping[str, float]) -> str:
+    """The parts of a case, the dearest avoidable one first seen."""
+    whole = found["whole"]
+    edge = whole - sum(us for name, us in found.items() if name != "whole")
+    lines = [
+        f"\n{case.model}, {case.candidates} candidates as {case.shape}\n",
+        "| part | µs | of the whole | floor µs |\n|---|---|---|---|",
+    ]
+    for name, us in {**found, "edge": edge}.items():
+        floor = f"{least[name]:.1f}" if name in least else ""
+        lines.append(f"| {name} | {us:.1f} | {us / whole:.0%} | {floor} |")
+    return "\n".join(lines)
+
+
+async def main() -> None:
+    """Measure every case, and print a table each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("models", nargs="+", help="name@alias or name@version")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[100, 200, 1000])
+    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    options = parser.parse_args()
+    figures = []
+    for model in options.models:
+        service = create_app(Settings(store=str(options.store), models=(model,), store_poll_s=0))
+        async with running(service):
+            ranking = service.parts.loader.resolve(None)
+            opened = open_store(str(options.store)).open(model)
+            pool = read_pool(opened.bundle.root)
+            held = len(pool.ids)
+            for candidates in options.candidates:
+                if candidates > held and not pool.features:
+                    print(f"\n{model} has no {candidates} items, only {held}", file=sys.stderr)
+                    continue
+                for shape, raw in bodies(pool, candidates, BODIES, seed=1).items():
+                    case = Case(model, shape, candidates)
+                    found, least = await measure(service, ranking, raw, options.rounds)
+                    print(table(case, found, least), file=sys.stderr)
+                    figures.append({**vars_of(case), "us": found, "floor_us": least})
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1))
+
+
+def vars_of(case: Case) -> dict[str, Any]:
+    """A case as JSON."""
+    return {"model": case.model, "shape": case.shape, "candidates": case.candidates}
+
+
+if __name__ == "__main__":
+    with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere):
+        log.configure("info", "json")
+        asyncio.run(main())
