@@ -36,7 +36,8 @@ Values = Sequence[Any] | NDArray[Any]
 Numbers = float | NDArray[np.float64]
 
 _PLAIN_NUMBERS: Final = frozenset({int, float, type(None)})
-_TEXT: Final = frozenset({str})
+_NULL: Final = type(None)
+_TEXTS: Final = frozenset({str, _NULL})
 
 
 def token(value: Any) -> str | None:
@@ -193,9 +194,13 @@ class CategoricalEncoder:
         than ``length`` keep their first values.
         """
         if self.spec.kind != "multi":
-            if self.vocabulary is not None and _TEXT.issuperset(map(type, values)):
-                found = map(self.vocabulary.get, values, repeat(OOV))
-                return np.fromiter(found, np.int32, len(values))[:, None]
+            kinds = set(map(type, values))
+            if self.vocabulary is not None and kinds <= _TEXTS:
+                each = map(self.vocabulary.get, values, repeat(OOV))
+                found = np.fromiter(each, np.int32, len(values))
+                if _NULL in kinds:
+                    found[[value is None for value in values]] = self.row(None)
+                return found[:, None]
             return np.array([self.row(v, i) for i, v in enumerate(values)], np.int32)[:, None]
         length, flat = self.spec.length, list[int]()
         for i, value in enumerate(values):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from model_store.encoding import token
@@ -143,10 +144,12 @@ def _rows(given: Sequence[Id | CandidateRow], limits: Limits, features: ItemFeat
     pattern = "/candidates/{}/id"
     ids = texts([row.id for row in rows], pattern, limits)
     brought = [row.features or NO_FEATURES for row in rows]
-    names = set().union(*brought)
+    alike = _by_column(brought)
+    names = set().union(*brought) if alike is None else alike.keys()
     # Sorted: faults must not depend on the order of a set.
     columns: Columns = {
-        name: [each.get(name) for each in brought] for name in sorted(names & features.kept)
+        name: [each.get(name) for each in brought] if alike is None else alike[name]
+        for name in sorted(names & features.kept)
     }
     # One pass, never a column each: a body can bring a new name with every value.
     strange = names - features.declared
@@ -157,6 +160,18 @@ def _rows(given: Sequence[Id | CandidateRow], limits: Limits, features: ItemFeat
         if value is not None and name in strange
     )
     return Candidates(ids, columns, undeclared, pattern, "/candidates/{place}/features/{name}")
+
+
+def _by_column(brought: Sequence[Features]) -> Columns | None:
+    """Rows of the same features, as most callers send them, by column; None if they differ."""
+    first = brought[0]
+    if len(first) < 2 or any(len(each) != len(first) for each in brought):  # noqa: PLR2004
+        return None
+    try:
+        values = map(itemgetter(*first), brought)
+        return dict(zip(first, zip(*values, strict=True), strict=True))
+    except KeyError:
+        return None
 
 
 def _check_count(count: int, pointer: str, limits: Limits) -> None:
