@@ -33,6 +33,7 @@ from compress.methods.channels import (
     amounts,
     measured,
 )
+from compress.methods.steps import TOLD
 from compress.methods.umec import Iteration, UmecRates
 from compress.optimizers import RowAdam
 from compress.progress import Progress, Silent
@@ -461,7 +462,7 @@ class _Run(Generic[M, B]):
                 "or look for inputs of a huge scale"
             )
         if done % CHECK_EVERY == 0 or done == total:
-            told = {name: number for name, number in numbers.items() if name[0] in "rz"}
+            told = {name: number for name, number in numbers.items() if name.startswith(TOLD)}
             self.progress.step(stage, done, total, loss=loss, **told)
         if done % max(1, total // HISTORY_ROWS) == 0 or done == total:
             self.history.append({"step": float(self.step), "loss": loss, **numbers})

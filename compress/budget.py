@@ -87,7 +87,7 @@ class Bound:
     Attributes:
         name: of the resource, as a card lists it.
         key: of the budget.
-        dense: what the dense ranker takes, in the resource's unit.
+        dense: what the dense ranker takes as it lies there, in the resource's unit.
         used: sizes -> what a ranker of these sizes takes.
     """
 
@@ -129,12 +129,9 @@ def _bounds(
         if pricing is None:
             raise ConfigError(f"method.budget.{key}: there is no table of costs to tell it by")
         used = getattr(pricing, key)
-        amount = used(dense)
-        if key == "bytes" and not isinstance(limit, str):
-            # Of the bundle as it is, not of what it would be with nothing but its files packed.
-            share = min(1.0, limit * pricing.dense_bytes() / amount)
-        else:
-            share = share_of(limit, amount)
+        # Of the bundle as it is: packed files and small rows alone leave less than all of that.
+        amount = pricing.dense_bytes() if key == "bytes" else used(dense)
+        share = limit if key == "bytes" and not isinstance(limit, str) else share_of(limit, amount)
         yield Bound(key, key, share, amount, used)
 
 

@@ -1,9 +1,11 @@
 """The card of a run: what all seeds came to, sealed into both bundles of the first; the gate."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from compress.config import Frozen, GateConfig
 from compress.costs import bytes_by_part, request_us
@@ -15,6 +17,8 @@ from compress.rankers.base import Ranker
 from compress.stages import seal_with_costs, tools, write_whole
 from model_store.bundle import Bundle
 from model_store.manifest import Card, Resources, SeedResult
+
+ENOUGH: Final = 1e-4  # how far a share of bytes may be off
 
 
 class SeedRun(Frozen):
@@ -106,12 +110,16 @@ def with_bytes(bundles: Mapping[str, Bundle], card: Card) -> Card:
     """The card with what the bundles take on disk."""
     found = {kind: bytes_by_part(bundle.root) for kind, bundle in bundles.items()}
     dense, slim = (sum(found[kind].values()) for kind in KINDS)
+    told = card.achieved.get("bytes", math.inf)
     return card.model_copy(
         update={
             "dense": card.dense.model_copy(update={"bytes": found["dense"]}),
             "slim": card.slim.model_copy(update={"bytes": found["slim"]}),
-            # Of few digits: `seal_with_costs` comes to rest once they stay the same.
-            "achieved": {**card.achieved, "bytes": round(slim / dense, 4)},
+            # Good enough stays: a last digit more or less would change what it tells of, for ever.
+            "achieved": {
+                **card.achieved,
+                "bytes": told if abs(told - slim / dense) < ENOUGH else round(slim / dense, 4),
+            },
         }
     )
 

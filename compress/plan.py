@@ -184,4 +184,5 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
 
 def latency_file(site: Site) -> Path:
     """Where measured times lie, by which budgets of time are told."""
-    return site.shared / "latency.json"
+    table = site.plan.config.table.type
+    return site.shared / ("latency.json" if table == "float32" else f"latency-{table}.json")

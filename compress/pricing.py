@@ -25,6 +25,7 @@ from compress.export import export_split, graph_inputs, make_encoders, real_rows
 from compress.graph import Feeds, GraphSession, interleaved_us, one_request
 from compress.progress import Progress
 from compress.rankers.base import Keep, Layer, Ranker, Sizes
+from compress.shipping import shipped
 from compress.slim import slim
 from compress.tables import TableMethod
 from compress.vocabularies import in_few_bytes
@@ -246,7 +247,7 @@ class MeasuredPricing:
         if self.cache.exists():
             held = json.loads(self.cache.read_text())
             return [Timed(Sizes(one["widths"], one["hidden"]), one["us"]) for one in held]
-        timed = measure(self.ranker, self.dataset, self.candidates, self.progress)
+        timed = measure(self.ranker, self.dataset, self.candidates, self.tables, self.progress)
         rows = [
             {"widths": dict(t.sizes.widths), "hidden": dict(t.sizes.hidden), "us": t.us}
             for t in timed
@@ -259,12 +260,22 @@ def measure(
     ranker: Ranker,
     dataset: Dataset,
     candidates: int,
+    tables: TableMethod,
     progress: Progress,
+    *,
     count: int = FITTED + HELD_OUT,
 ) -> list[Timed]:
     """Time the ranker and slimmed versions of it, drawn at random, in turn in this process.
 
     The first is the ranker itself, so that a fit on the first ones spans all sizes.
+
+    Args:
+        ranker: dense.
+        dataset: gives the rows that requests are made of.
+        candidates: of a request.
+        tables: how their tables ship; those that must be learned ship as they are.
+        progress: told of the rankers timed.
+        count: how many.
     """
     rng = np.random.default_rng(0)
     keeps = [None, *(random_keep(ranker, rng) for _ in range(count - 1))]
@@ -274,7 +285,7 @@ def measure(
         for number, keep in enumerate(keeps):
             small = ranker if keep is None else slim(ranker, keep)
             path = Path(folder) / f"{number}.onnx"
-            export_split(small.cpu().eval(), path)
+            export_split(shipped(small.cpu(), tables).eval(), path)
             sessions.append(GraphSession(path))
             encoders = make_encoders(small.features, dataset.tokens)
             feeds.append(list(_requests(graph_inputs(rows, small.features, encoders), candidates)))
@@ -311,9 +322,12 @@ def random_keep(ranker: Ranker, rng: np.random.Generator) -> Keep:
     for request in (True, False):
         side = [f.name for f in ranker.fields if f.request is request]
         fields += [side[i] for i in _some(len(side), rng.uniform(0.3, 1.0), rng)]
+    prunable = ranker.prunable()
     live = [f for f in ranker.fields if f.name in fields]
+    if len(live) < prunable.least:
+        live = list(ranker.fields)
     dims: Mapping[str, tuple[int, ...]] = {}
-    if ranker.prunable().by_position and rng.integers(2):
+    if prunable.by_position and rng.integers(2):
         quarters = rng.integers(1, 5, len(live))
         dims = {f.name: _some(f.width, q / 4, rng) for f, q in zip(live, quarters, strict=True)}
     return Keep(tuple(f.name for f in live), hidden, dims)

@@ -69,12 +69,15 @@ def bottom(energies: Tensor, k: int) -> Tensor:
 
 
 def bottom_s_norm(energies: Tensor, k: int) -> float:
-    """‖W‖²_k: the sum of the squared norms of the first k groups.
+    """‖W‖²_k: the sum of the squared norms of the first k groups; those that stay add nothing.
 
     >>> bottom_s_norm(torch.tensor([0.25, 1.0, 4.0, 9.0]), 2)
     1.25
+    >>> bottom_s_norm(torch.tensor([0.25, math.inf]), 2)
+    0.25
     """
-    return float(energies[:k].sum())
+    first = energies[:k]
+    return float(first[first.isfinite()].sum())
 
 
 def next_energy(energies: Tensor, k: int) -> float:

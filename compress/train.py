@@ -206,6 +206,7 @@ def shuffled(
 def reproducible(seed: int, where: torch.device, world: World = ALONE) -> Iterator[None]:
     """Dropout drawn from ``seed``, deterministic kernels; the caller's random state untouched."""
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -216,7 +217,7 @@ def reproducible(seed: int, where: torch.device, world: World = ALONE) -> Iterat
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(mode=before)
+            torch.use_deterministic_algorithms(mode=before, warn_only=warned)
             settings.fill_uninitialized_memory = filled
 
 

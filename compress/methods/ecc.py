@@ -1,8 +1,9 @@
 """ECC, for FLOPs (Yang, Zhu & Liu, CVPR 2019, arXiv 1812.01803): layers under a budget, no fields.
 
 UMEC's predecessor: the same minimax problem and the same steps, over the neurons of the layers
-alone. Its energy model is replaced by FLOPs, as UMEC's paper compares with it, and its settings are
-the published ones: norms of weights, prices from nothing, no teacher.
+alone. Its energy model is replaced by FLOPs, as UMEC's paper compares with it: norms of weights,
+undamped prices and no teacher, as published. Steps are scaled to a layer's size, and prices of
+groups begin at 1, for else nothing steers before half of the steps are over.
 """
 
 from typing import ClassVar, Literal

@@ -3,7 +3,8 @@
     min_W  loss(W) + λ·Σ_g √|g|·‖W_g‖
 
 by proximal steps, W_g ← W_g·max(0, 1 - lr·λ·√|g| / ‖W_g‖) in each group of |g| weights. After the
-last one the groups of least norm per weight go until the budget is met.
+last one the same share of every layer's groups goes, the least norms first: norms per weight do not
+compare between layers of other widths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from compress.config import Frozen
 from compress.methods.groups import Groups, energies, weights
-from compress.methods.one_shot import chosen, magnitudes
+from compress.methods.one_shot import magnitudes, uniform_counts
 from compress.methods.problem import Order
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
@@ -55,9 +56,9 @@ class _Thresholds:
         return zeros
 
     def within_budget(self) -> tuple[list[int], Order]:
-        """The least norms go, wherever they are."""
+        """The least norms of each layer go."""
         worth = [magnitudes(groups) for groups in self._problem.groups]
-        return chosen(self._problem, worth, "global")
+        return uniform_counts(self._problem, worth)
 
     def state(self) -> dict[str, Any]:
         """Nothing but the weights."""

@@ -273,12 +273,13 @@ class Problem(BudgetProblem):
         if groups.name != FIELDS and not groups.blocks:
             return torch.ones(len(self.bounds), groups.count, dtype=torch.float64)
         saved = np.zeros((len(self.bounds), groups.count))
+        whole = np.array([bound.share(self.dense) for bound in self.bounds])
         for g in range(groups.count):
             block = groups.blocks[g] if groups.blocks else None
             field = self._fields[g if block is None else block.field]
             left = 0 if block is None else field.width - len(block.positions)
             sizes = Sizes({**self.dense.widths, field.name: left}, self.dense.hidden)
-            saved[:, g] = [1.0 - bound.share(sizes) for bound in self.bounds]
+            saved[:, g] = whole - [bound.share(sizes) for bound in self.bounds]
         return torch.from_numpy(saved)
 
 

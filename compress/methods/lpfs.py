@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.config import Frozen
 from compress.methods.groups import FIELDS, Part, weights
-from compress.methods.one_shot import magnitudes, uniform_counts
+from compress.methods.one_shot import fields_of, magnitudes, uniform_counts
 from compress.methods.problem import Order
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
@@ -53,7 +53,7 @@ class _Gates:
 
     def __init__(self, config: LpfsConfig, course: Course) -> None:
         self._config, self._course = config, course
-        self._fields = next(g for g in course.problem.groups if g.name == FIELDS)
+        self._fields = fields_of(course.problem)
         self._x = torch.ones_like(self._fields.metric).requires_grad_()
         self.learned: Sequence[Tensor] = (self._x,)
         self._optimizer = torch.optim.Adam([self._x], lr=config.gate_lr)

@@ -4,6 +4,7 @@ The control for every method that starts from the dense ranker; with ``distill``
 dense one all the same.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -56,17 +57,20 @@ class Narrow:
             ConfigError: no width meets the budget.
         """
         config = cast("NarrowConfig", config)
-        fresh = type(ranker)(ranker.features, ranker.config, torch.Generator().manual_seed(seed))
-        bounded = bounds(fresh, config.budget, config.flops_of, pricing)
-        problem = make_problem(fresh, config, bounded, dataset, seed=seed)
+        bounded = bounds(ranker, config.budget, config.flops_of, pricing)
+        problem = make_problem(ranker, config, bounded, dataset, seed=seed)
         # No neuron is better than another yet: the last go.
         last_first: list[Tensor] = [
             torch.arange(groups.count, 0, -1, dtype=torch.float32) for groups in problem.groups
         ]
         keep = problem.keep(*uniform_counts(problem, last_first))
-        made = compressed(ranker, fresh, keep, bounded)
+        made = compressed(ranker, ranker, keep, bounded)
+        # Drawn for its own widths, of which the size of fresh weights depends.
+        fresh = type(ranker)(
+            made.ranker.features, made.ranker.config, torch.Generator().manual_seed(seed)
+        )
         fit(
-            made.ranker,
+            fresh,
             dataset,
             train.model_copy(update={"distill": config.distill}),
             seed,
@@ -76,4 +80,4 @@ class Narrow:
             stage="train the narrow ranker",
             world=world,
         )
-        return made
+        return replace(made, ranker=fresh)

@@ -107,13 +107,33 @@ class FieldSelection(OneShot):
         """(F,) what each field is worth."""
 
     def worth(self, config: Frozen, scoring: Scoring) -> list[Tensor]:
-        """The fields' scores, and magnitudes of all else."""
+        """The fields' scores, and magnitudes of all else.
+
+        Raises:
+            ConfigError: no field may go.
+        """
+        fields_of(scoring.problem)
         return [
             self.field_worth(config, scoring, groups)
             if groups.name == FIELDS
             else magnitudes(groups)
             for groups in scoring.problem.groups
         ]
+
+
+def fields_of(problem: Problem) -> Groups:
+    """The layer of the fields.
+
+    Raises:
+        ConfigError: no field may go.
+    """
+    found = next((groups for groups in problem.groups if groups.name == FIELDS), None)
+    if found is None:
+        raise ConfigError(
+            "method.parts: this method selects fields, and none may go: name 'fields' among the "
+            "parts, or let numeric ones go too (protect_numeric = false)"
+        )
+    return found
 
 
 def magnitudes(groups: Groups) -> Tensor:

@@ -11,13 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.config import ConfigError
-from compress.primal_dual import Matrix, Vector, removed
+from compress.primal_dual import Matrix, Vector, bottom_s_norm, removed
 
 
 class Layer(Protocol):
@@ -140,7 +141,8 @@ class BudgetProblem(ABC):
         faults = [
             f"{self.WHERE}.{bound.key}: {bound.limit:.4g} of the {self.WHOLE}'s {bound.name} "
             f"({bound.limit * bound.dense:,.0f} of {bound.dense:,.0f}) cannot be met by removing "
-            f"{', '.join(g.name for g in self.groups)}; the smallest that can be is {share:.4g} "
+            f"{', '.join(g.name for g in self.groups)}; the smallest that can be is "
+            f"{rounded_up(share):.4g} "
             f"({math.ceil(share * bound.dense):,})"
             for bound, share in zip(self.bounds, smallest, strict=True)
             if share > bound.limit
@@ -154,40 +156,100 @@ def moved(counts: Sequence[int], layer: int, step: int) -> list[int]:
     return [*counts[:layer], counts[layer] + step, *counts[layer + 1 :]]
 
 
+def rounded_up(share: float) -> float:
+    """To four digits, so that asking for what is told can be met.
+
+    >>> rounded_up(0.012053), rounded_up(0.5), rounded_up(0.0)
+    (0.01206, 0.5, 0.0)
+    """
+    if share <= 0.0:
+        return 0.0
+    digits = 3 - math.floor(math.log10(share))
+    return float(math.ceil(round(share * 10**digits, 6)) / 10**digits)
+
+
+class Change(NamedTuple):
+    """Counts with one layer's changed, what is left of each resource (R,), and by how much less."""
+
+    counts: list[int]
+    ratio: Vector
+    saved: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """How counts may change while groups go, and return, in an order."""
+
+    problem: BudgetProblem
+    order: Order
+
+    def priced(
+        self, counts: Sequence[int], sign: int, of: NDArray[np.bool_]
+    ) -> Iterator[tuple[float, Change]]:
+        """Of each layer the least change that matters, with its energy per what it saves.
+
+        Args:
+            counts: as they are.
+            sign: 1: groups go; -1: they return.
+            of: (R,) the resources in question.
+        """
+        for layer in range(len(counts)):
+            if (change := self._least(counts, layer, sign, of)) is not None:
+                low, high = sorted((counts[layer], change.counts[layer]))
+                energies = self.order.energies[layer][low:high]
+                yield bottom_s_norm(energies, len(energies)) / change.saved, change
+
+    def _least(
+        self, counts: Sequence[int], layer: int, sign: int, of: NDArray[np.bool_]
+    ) -> Change | None:
+        groups, now = self.problem.groups[layer], self.problem.ratio(counts, self.order)
+        most = counts[layer]
+        if sign > 0:  # what must stay comes last in the order
+            finite = int(self.order.energies[layer].isfinite().sum())
+            most = min(groups.removable, finite) - counts[layer]
+
+        def changed(step: int) -> Change:
+            trial = moved(counts, layer, sign * step)
+            ratio = self.problem.ratio(trial, self.order)
+            return Change(trial, ratio, float(np.abs(now - ratio)[of].sum()))
+
+        steps = range(groups.unit, most + 1, groups.unit)
+        for step in steps:
+            if (change := changed(step)).saved:
+                return change
+            if step == steps[0] and not changed(steps[-1]).saved:
+                return None
+        return None
+
+
 def fit_budget(problem: BudgetProblem, counts: Sequence[int], order: Order) -> list[int]:
     """Counts within all bounds, as close to them as whole groups allow.
 
     Over one, groups go while they must; under all, groups return while they may: the one that costs
-    least, or brings most, energy per share of the resources in question. What saves nothing, as the
-    neurons of a bottom MLP whose field has gone, stays as it is.
+    least, or brings most, energy per share of the resources in question. What saves nothing, as a
+    block of a field that has gone, goes along with the next of its layer that does; where none
+    does, as in a bottom MLP whose field has gone, the layer stays as it is.
 
     Raises:
         ConfigError: a bound cannot be met.
     """
-    counts = list(counts)
-
-    def moves(sign: int) -> Iterator[tuple[float, list[int]]]:
-        now = problem.ratio(counts, order)
-        weighed = now > problem.limits if sign > 0 else np.ones(len(now), bool)
-        for layer, g in enumerate(problem.groups):
-            low, high = sorted((counts[layer], counts[layer] + sign * g.unit))
-            energy = float(order.energies[layer][low:high].sum())
-            if low < 0 or high > g.removable or not math.isfinite(energy):
-                continue
-            trial = moved(counts, layer, sign * g.unit)
-            after = problem.ratio(trial, order)
-            saved = float(np.abs(now - after)[weighed].sum())
-            if saved and (sign > 0 or (after <= problem.limits).all()):
-                yield energy / saved, trial
-
-    while (problem.ratio(counts, order) > problem.limits).any():
-        candidates = list(moves(1))
-        if not candidates:
+    counts, moves = list(counts), Moves(problem, order)
+    while (over := problem.ratio(counts, order) > problem.limits).any():
+        gone = list(moves.priced(counts, 1, over))
+        if not gone:
             problem.check_feasible()
             raise ConfigError(
                 f"{problem.WHERE}: cannot be met with the groups in this order; raise it a little"
             )
-        counts = min(candidates)[1]
-    while back := list(moves(-1)):
-        counts = max(back)[1]
+        counts = min(gone, key=_price)[1].counts
+    every = np.ones(len(problem.limits), bool)
+    while back := [
+        each for each in moves.priced(counts, -1, every) if (each[1].ratio <= problem.limits).all()
+    ]:
+        counts = max(back, key=_price)[1].counts
     return counts
+
+
+def _price(priced: tuple[float, Change]) -> tuple[float, list[int]]:
+    # Of equal prices the same one always.
+    return priced[0], priced[1].counts

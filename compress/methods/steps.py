@@ -40,6 +40,7 @@ from compress.train import (
 )
 
 HISTORY_ROWS: Final = 100
+TOLD: Final = ("ratio.", "z.")  # the numbers of a step that progress tells
 
 
 class StepsConfig(SlimmingConfig):
@@ -220,7 +221,7 @@ class _Loop:
         step, last = self.step, self.course.steps
         if step % CHECK_EVERY == 0 or step == last:
             check_finite(loss, step, "slim", self.train)
-            told = {name: number for name, number in numbers.items() if name[0] in "rz"}
+            told = {name: number for name, number in numbers.items() if name.startswith(TOLD)}
             self.progress.step("slim", step, last, loss=loss, **told)
         if step % max(1, last // HISTORY_ROWS) == 0 or step == last:
             self.history.append({"step": float(step), "loss": loss, **numbers})

@@ -25,10 +25,11 @@ What differs from the authors' code, and why, is in docs/umec.md.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import Any, ClassVar, Final, Literal, Self, cast
 
 import numpy as np
 from pydantic import Field as Option
+from pydantic import model_validator
 from torch import Tensor
 
 from compress.config import Frozen
@@ -67,6 +68,18 @@ class UmecRates(Frozen):
     y_lr: float = Option(default=0.1, gt=0.0)
     z_lr: float = Option(default=2.0, gt=0.0)
     z_damping: bool = True
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.z_damping and self.y_start == 0.0:
+            raise ValueError("y_start: expected over 0 with z_damping, or z_damping = false")
+        if self.z_damping and self.s_steps == "paper":
+            raise ValueError(
+                's_steps: "paper" expected with z_damping = false: s hardly moves else'
+            )
+        if self.y_start == 0.0 and self.prox_lr is None:
+            raise ValueError("prox_lr: expected with y_start = 0, as lr in the paper")
+        return self
 
 
 class UmecConfig(UmecRates, StepsConfig):

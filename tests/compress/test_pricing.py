@@ -134,7 +134,7 @@ def test_rankers_are_timed_as_they_would_be_served(dataset: Dataset) -> None:
     config = RANKERS["dlrm"].Config(dim=8, bottom=(16,), top=(64, 32))
     dense = RANKERS["dlrm"](dataset.features, config, torch.Generator().manual_seed(0)).eval()
 
-    found = measure(dense, dataset, 20, Silent(), count=2)
+    found = measure(dense, dataset, 20, method_of("int8"), Silent(), count=2)
 
     assert found[0].sizes == dense.sizes()
     assert found[1].sizes != dense.sizes()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.config import ConfigError, TrainConfig, check
-from compress.methods import METHODS, Compressed
+from compress.methods import METHODS, Compressed, narrow
 from compress.progress import Silent
 from compress.rankers.base import Ranker
 from compress.train import TrainingData, fit, predict
@@ -129,6 +129,44 @@ def test_methods_of_neurons_refuse_a_budget_of_fields(
     """Whatever they take away, fields stay."""
     with pytest.raises(ConfigError, match=r"nothing of neurons may go and saves fields"):
         compress(method, trained, data, budget={"fields": 0.5})
+
+
+@pytest.mark.parametrize("method", ["lpfs", "permutation", "shark"])
+def test_selectors_of_fields_need_some(method: str, trained: Ranker, data: TrainingData) -> None:
+    """Without them they would be another method under their name."""
+    with pytest.raises(ConfigError, match="name 'fields' among the parts"):
+        compress(method, trained, data, parts=["neurons"])
+
+
+@pytest.mark.parametrize("method", ["group-lasso", "taylor", "umec"])
+@pytest.mark.parametrize("ranker", ["dlrm", "dcnv2"])
+@pytest.mark.parametrize("parts", [["fields", "widths"], ["fields", "widths", "neurons"]])
+def test_the_smallest_budget_is_met_where_positions_go_with_their_fields(
+    method: str, ranker: str, parts: list[str], build: Build, data: TrainingData
+) -> None:
+    """What is left of a field that has gone neither saves anything nor stands in the way."""
+    dense = build(ranker, {"dim": 8}, data.features)
+    options: dict[str, Any] = {"parts": parts, "width_unit": 2}
+    with pytest.raises(ConfigError) as caught:
+        compress(method, dense, data, budget={"flops": 1e-6}, **options)
+    smallest = float(str(caught.value).split()[-2])
+
+    made = compress(method, dense, data, budget={"flops": smallest}, **options)
+
+    assert made.achieved["all"] <= smallest
+
+
+def test_a_narrow_ranker_is_drawn_for_its_own_widths(
+    monkeypatch: pytest.MonkeyPatch, trained: Ranker, data: TrainingData
+) -> None:
+    """As any other ranker of these sizes would be: fresh weights depend on the widths."""
+    monkeypatch.setattr(narrow, "fit", lambda *_, **__: None)
+
+    made = compress("narrow", trained, data, budget={"flops": 0.1}).ranker
+
+    fresh = type(made)(made.features, made.config, torch.Generator().manual_seed(1))
+    again = weights(fresh)
+    assert all(torch.equal(p, again[name]) for name, p in made.named_parameters())
 
 
 class Killed(Exception):
