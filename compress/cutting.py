@@ -95,6 +95,8 @@ def _resize(part: nn.Module) -> None:
     elif isinstance(part, nn.BatchNorm1d):
         kept = [held for held in (part.weight, part.running_mean) if isinstance(held, Tensor)]
         part.num_features = len(kept[0]) if kept else part.num_features
+    elif isinstance(part, nn.PReLU):
+        part.num_parameters = len(part.weight)
 
 
 def prove(module: nn.Module, tied: Tied, channels: Mapping[str, Tensor], example: Example) -> None:

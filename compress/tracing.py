@@ -35,10 +35,22 @@ from torch.fx.node import map_arg
 from compress.config import ConfigError, nearest
 from compress.tied import FIXED, Axis, Channels, Example, Product, Tied, TiedLayer
 
-SIZED: Final = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.BatchNorm1d)
+SIZED: Final = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.BatchNorm1d, nn.PReLU)
 # What a single zero does not tell: 0·y is 0 for all y, 0 + y is not.
 PROBES: Final = (0.7, -1.3, 2.1)
-COMPOSED: Final = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
+# What the walk meets in its parts.
+ATEN: Final = torch.ops.aten
+COMPOSED: Final = (
+    ATEN.cosine_similarity.default,
+    ATEN.einsum.default,
+    ATEN.hardshrink.default,
+    ATEN.hardswish.default,
+    ATEN.prelu.default,
+    ATEN._prelu_kernel.default,  # noqa: SLF001  what exporting makes of PReLU
+    ATEN.tile.default,
+    ATEN.where.ScalarOther,
+    ATEN.where.ScalarSelf,
+)
 
 
 def trace(module: nn.Module, example: Example, stay: Sequence[str] = ()) -> Tied:
@@ -77,7 +89,7 @@ def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgr
             warnings.simplefilter("ignore")  # torch's own, of its own
             program = torch.export.export(module, example.args, dict(example.kwargs), strict=False)
             known = torch.export.default_decompositions()
-            # In-place operations become plain ones, and two composed ones their parts.
+            # In-place operations become plain ones, and composed ones their parts.
             plain: torch.export.ExportedProgram = program.run_decompositions(
                 {op: known[op] for op in COMPOSED}
             )
@@ -155,6 +167,7 @@ class Walk:
         self._ndim = {name: tensor.ndim for name, tensor in held}
         self._parameters = {first[id(p)] for p in self.module.parameters()}
         self._turned: dict[Node, Weight] = {}
+        self._laid: dict[Node, Weight] = {}
         self._understood: set[str] = set()
 
     def visit(self, node: Node) -> None:
@@ -167,9 +180,9 @@ class Walk:
                 self.lock(x, "is the module's output")
         reason = f"reaches {told(node)}, which is not understood"
         for x in node.all_input_nodes:
-            weight = self.weight(x)
+            weight = self._laid.get(x) or self.weight(x)
             if weight is not None and weight.name not in self._understood:
-                for dimension in range(len(size(x))):
+                for dimension in range(self._ndim[weight.name]):
                     self.channels.fix((weight.name, dimension), reason)
 
     def value(self, x: object) -> Value | None:
@@ -189,6 +202,11 @@ class Walk:
         self._understood.add(weight.name)
         self._turned[node] = Weight(weight.name, (weight.order[1], weight.order[0]))
 
+    def lay(self, node: Node, weight: Weight) -> None:
+        """A node is a vector, laid along one axis."""
+        self._understood.add(weight.name)
+        self._laid[node] = weight
+
     def lock(self, x: object, reason: str) -> None:
         """All channels of an argument stay."""
         found = self.values.get(x) if isinstance(x, Node) else None
@@ -198,10 +216,11 @@ class Walk:
 
     def along(self, x: object, dimension: int, length: int) -> tuple[Tensor, Tensor] | None:
         """The channels and degrees of a weight's dimension, as values; None: it is no weight."""
-        weight = self.weight(x)
+        laid = self._laid.get(x) if isinstance(x, Node) else None
+        weight = laid or self.weight(x)
         if weight is None or weight.order != (0, 1):
             return None
-        axis = (weight.name, dimension)
+        axis = (weight.name, 0 if laid else dimension)
         self._understood.add(weight.name)
         source = weight.name in self._parameters
         if source:
@@ -558,6 +577,8 @@ def _moves(walk: Walk, node: Node) -> Found:
         weight = walk.weight(node.args[0])
         if weight is not None and operation(node) in TURNS and _is_turn(node):
             walk.turn(node, weight)
+        elif weight is not None and _is_laid(node):
+            walk.lay(node, weight)
         return None
     if any(_picks(walk, node, x) for x in inputs):
         for x in inputs:
@@ -578,6 +599,12 @@ def _is_turn(node: Node) -> bool:
         return False
     moved = cast("Any", node.target)(matrix, *node.args[1:])
     return bool(torch.equal(moved, matrix.T))
+
+
+def _is_laid(node: Node) -> bool:
+    """Whether a vector is laid along one axis of a larger tensor, as (n,) is in (1, n, 1)."""
+    wide = [length for length in size(node) if length != 1]
+    return len(size(node.args[0])) == 1 and wide in ([], [*size(node.args[0])])
 
 
 def _picks(walk: Walk, node: Node, x: Node) -> bool:
@@ -677,6 +704,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "glu": _glu,
+    # Element by element, though torch's tags do not say so.
+    **dict.fromkeys(("log_sigmoid", "zeros_like", "ones_like"), _elementwise),
     **dict.fromkeys(SUMS | SHIFTING | ALONG | REDUCING, _over),
     **dict.fromkeys(MOVING | PICKS | TURNS, _moves),
     **dict.fromkeys(("_to_copy", "type_as", "alias", "detach"), _same),

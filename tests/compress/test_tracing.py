@@ -95,6 +95,14 @@ FREE: dict[str, tuple[Callable[..., Tensor], int, dict[str, nn.Module]]] = {
     "scaled to length 1": (lambda x: functional.normalize(x, dim=-1), 8, {}),
     "attention over rows": (lambda x: torch.softmax(x @ x.T, -1) @ x, 8, {}),
     "einsum": (lambda x: torch.einsum("bd,cd->bc", x, x), 3, {}),
+    "PReLU": (lambda x, act: act(x), 8, {"act": nn.PReLU(8)}),
+    "PReLU of one slope": (lambda x, act: act(x), 8, {"act": nn.PReLU()}),
+    "Hardswish": (functional.hardswish, 8, {}),
+    "Hardshrink": (functional.hardshrink, 8, {}),
+    "LogSigmoid": (functional.logsigmoid, 8, {}),
+    "where": (lambda x: torch.where(x > 0, x, 0.5), 8, {}),
+    "like": (lambda x: torch.ones_like(x) - torch.maximum(x, torch.zeros_like(x)), 8, {}),
+    "tiled": (lambda x: torch.tile(x.unsqueeze(1), (1, 2, 1)).sum(1), 8, {}),
     "reversed": (lambda x: x.flip(-1), 8, {}),
 }
 
