@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--connections", default="1,8,32", help="numbers of connections, separated by commas")
     add("--rounds", type=int, default=3, help="how often each server is started and measured")
     add("--seconds", type=float, default=2.0, help="of each window")
-    add("--warmup", type=float, default=0.4, help="seconds before each window")
+    add("--warmup", type=float, default=0.3, help="seconds before each window")
     add("--candidates", type=int, default=200, help="of each body")
     add("--cores", default="0,1", help="the server's core and the generator's")
     add("--start", type=float, default=60.0, help="seconds that a server may take to start")

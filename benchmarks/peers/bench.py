@@ -22,6 +22,7 @@ BODIES: Final = 32
 CHECKED: Final = 4  # bodies whose answers are compared
 TOLERANCE: Final = 1e-5
 PLAIN: Final = "plain"
+DONE: Final = "done"  # the file that says that all bundles are made
 KINDS: Final = ("dense", "slim", "int8")
 
 
@@ -94,8 +95,10 @@ def rankers_of(options: argparse.Namespace) -> Rankers:
             raise SystemExit(f"--store needs {', '.join(missing)} too: a NAME@ALIAS each")
         return Rankers(options.store, given, options.plain)
     made = BUILD / "bundles"
-    # In a process of its own: torch's threads and memory are no part of a load generator.
-    subprocess.run([sys.executable, "-m", "benchmarks.peers.bundles", str(made)], check=True)
+    if not (made / DONE).exists():
+        tell("making the bundles")
+        # In a process of its own: torch's threads and memory are no part of a load generator.
+        subprocess.run([sys.executable, "-m", "benchmarks.peers.bundles", str(made)], check=True)
     return Rankers(
         made / "store", {kind: f"criteo-shape@{kind}" for kind in KINDS}, made / "plain.onnx"
     )

@@ -7,7 +7,6 @@ timed does not depend on what they learnt.
 
 import csv
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -15,6 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers.bench import DONE
 from compress.config import RunConfig, check
 from compress.export import export_plain
 from compress.pipeline import make_dense, run, site_of
@@ -39,40 +39,16 @@ NUMBERS: Final = tuple(f"I{i}" for i in range(1, 14))
 FIELDS: Final = tuple(f"C{i}" for i in range(1, 27))
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Where bundles lie, and what names them.
+def make(folder: Path) -> None:
+    """Fill ``folder``: a store with the aliases dense, slim and int8, and ``plain.onnx``.
 
-    Attributes:
-        plain: the dense ranker as `torch.onnx.export` writes it, every row computed in full; None
-            where only bundles are at hand.
+    ``plain.onnx`` is the dense ranker with every row computed in full. Takes a minute.
     """
-
-    store: Path
-    dense: str
-    slim: str
-    int8: str
-    plain: Path | None
-
-
-def make(folder: Path) -> Made:
-    """The bundles in ``folder``, made if they are not there: half a minute."""
-    made = Made(
-        store=folder / "store",
-        dense=f"{NAME}@dense",
-        slim=f"{NAME}@slim",
-        int8=f"{NAME}@int8",
-        plain=folder / "plain.onnx",
-    )
-    done = folder / "done"
-    if done.exists():
-        return made
     rows = folder / "clicks.csv"
     rows.parent.mkdir(parents=True, exist_ok=True)
     write_clicks(rows, np.random.default_rng(1))
     _publish(folder, rows)
-    done.touch()
-    return made
+    (folder / DONE).touch()
 
 
 def _publish(folder: Path, rows: Path) -> None:

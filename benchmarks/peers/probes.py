@@ -20,17 +20,16 @@ def _without_candidates(body: bytes) -> bytes:
     return orjson.dumps(parsed)
 
 
-def _text_for_number(body: bytes) -> bytes:
+def _object_for_a_value(body: bytes) -> bytes:
     parsed: dict[str, Any] = orjson.loads(body)
     features = parsed["candidates"][0]["features"]
-    number = next(name for name, value in features.items() if isinstance(value, int | float))
-    features[number] = "twelve"
+    features[min(features)] = {"not": "a value"}
     return orjson.dumps(parsed)
 
 
 PROBES: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "half a body": _half,
     "no candidates": _without_candidates,
-    "unknown key": _unknown_key,
-    "text for a number": _text_for_number,
+    "an unknown key": _unknown_key,
+    "an object for a value": _object_for_a_value,
 }

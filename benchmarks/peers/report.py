@@ -278,12 +278,13 @@ def page(
     failed: Mapping[str, str],
 ) -> str:
     """Everything as one page of Markdown."""
+    picture = "![requests a second and 99th percentiles](peers.png)" if table else ""
     sections = [
         "# Peers, side by side",
         markdown_ratios(compared),
         "Above 1 Slimrank is better. Ratios are taken by round; p99 is of all rounds together.",
         "\n".join(f"- {note}" for note in remarks(table)),
-        "![requests a second and 99th percentiles](peers.png)",
+        picture,
         "## What each is and does",
         markdown_table(servers),
         "\n".join(f"- **{name} was not measured**: {why}" for name, why in failed.items()),

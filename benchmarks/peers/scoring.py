@@ -7,6 +7,7 @@ the server around it. Numbers of all columns are transformed at once, and answer
 arrays, which orjson writes as they are.
 """
 
+import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,11 @@ def load_rankers() -> dict[str, "Ranker"]:
     """The rankers that the starter of this server asks for."""
     named = os.environ[MODELS]  # noqa: TID251 - some servers take no arguments of a handler's own
     found = json.loads(Path(named).read_text())
-    return {name: make_ranker(Model(**fields)) for name, fields in found.items()}
+    rankers = {name: make_ranker(Model(**fields)) for name, fields in found.items()}
+    # As Slimrank does once it has loaded: a full collection walks all vocabularies otherwise.
+    gc.collect()
+    gc.freeze()
+    return rankers
 
 
 def make_ranker(model: Model) -> "Ranker":

@@ -95,7 +95,7 @@ PEERS: Final = (
         arguments=("{python}", "-m", f"{_MODULE}.on_kserve", "{port}"),
         path="/v1/models/ranking:predict",
         settings="the Python server alone, no Kubernetes: 1 worker, no gRPC, no latency log, "
-        "uvloop, V1 protocol with an async predict that answers with bytes",
+        "no request lines, uvloop, V1 protocol with an async predict that answers with bytes",
         source="kserve.github.io: Python Serving Runtime API (ModelServer, Model)",
         parses="orjson, unchecked",
         batches="no (a sidecar's work)",

@@ -1,5 +1,6 @@
 """KServe's Python server: its V1 protocol hands a model any JSON object, parsed by orjson."""
 
+import logging
 import sys
 from typing import Any
 
@@ -25,10 +26,14 @@ class Ranking(kserve.Model):
 if __name__ == "__main__":
     ranking = Ranking("ranking")
     ranking.load()
-    kserve.ModelServer(
+    server = kserve.ModelServer(
         http_port=int(sys.argv[1]),
         workers=1,
         enable_grpc=False,
         enable_latency_logging=False,
         event_loop="uvloop",
-    ).start([ranking])
+    )
+    # KServe has no switch for its lines a request: uvicorn's, and two of its own timing.
+    for name in ("uvicorn.access", "kserve.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    server.start([ranking])
