@@ -30,6 +30,7 @@ from benchmarks.peers.bench import (
 )
 from benchmarks.peers.probes import PROBES
 from benchmarks.peers.servers import PEERS, SLIMRANK, Peer
+from service.kernels import COMPILED, WHY_NOT
 
 PLOTTED: Final = 8  # connections, if they were asked for
 PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
@@ -93,6 +94,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     wanted = options.peers.split(",")
     pythons, failed = install([peer for peer in PEERS if peer.name in wanted])
     bench = prepare(options, folder)
+    if not COMPILED:
+        tell(f"Slimrank's loops are not compiled here, which makes it slower: {WHY_NOT}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(options.cores.split(",")[1])})
     bench = reference(bench)
@@ -172,6 +175,7 @@ def described(bench: Bench, seconds: float) -> dict[str, Any]:
         "bundles": ", ".join(bench.references) + ("" if options.store else " (made-up clicks)"),
         "candidates": options.candidates,
         "bytes of a body": ", ".join(f"{name} {size}" for name, size in sizes.items()),
+        "Slimrank's loops": "compiled" if COMPILED else f"not compiled: {WHY_NOT}",
         "rounds": options.rounds,
         "seconds of a window": options.seconds,
         "warm-up": options.warmup,
