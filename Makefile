@@ -45,6 +45,10 @@ serve: $(RUN)  ## serve what the store holds (settings: SLIMRANK_*, docs/operati
 loadtest: $(RUN)  ## dense against slim behind the same service: table and plot
 	$(PY) -m loadtest.compare $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(RUN)  ## other Python servers beside the service, on one core each: table, JSON, plot
+	$(PY) -m benchmarks.peers $(ARGS)
+
 .PHONY: docker-smoke
 docker-smoke:  ## build the images, compose up, ask /rank, show Redis in use, compose down
 	docker/smoke.sh

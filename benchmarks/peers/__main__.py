@@ -1,0 +1,217 @@
+"""Peers, side by side: ``python -m benchmarks.peers`` or ``make bench-peers``.
+
+Starts one server at a time on one core and asks it from another: every server in every round, in
+another order each round. Before a server is timed, its answers are compared with Slimrank's. A
+server that cannot be installed, does not start or answers otherwise is told of, and left out.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.peers import environments, load, plot, processes, report
+from benchmarks.peers.bench import (
+    BUILD,
+    Bench,
+    Differs,
+    prepare,
+    reference,
+    tell,
+    visit,
+)
+from benchmarks.peers.probes import PROBES
+from benchmarks.peers.servers import PEERS, SLIMRANK, Peer
+from service.kernels import COMPILED, WHY_NOT
+
+PLOTTED: Final = 8  # connections, if they were asked for
+PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came out.
+
+    Attributes:
+        facts: memory and answers to wrong bodies, by server.
+        failed: why a server was left out.
+    """
+
+    windows: Sequence[report.Window]
+    facts: Mapping[str, Mapping[str, Any]]
+    failed: Mapping[str, str]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    add = parser.add_argument
+    known = [peer.name for peer in PEERS]
+    add("--peers", default=",".join(known), help="which of them, separated by commas")
+    add("--connections", default="1,8,32", help="numbers of connections, separated by commas")
+    add("--rounds", type=int, default=3, help="how often each server is started and measured")
+    add("--seconds", type=float, default=2.0, help="of each window")
+    add("--warmup", type=float, default=0.3, help="seconds before each window")
+    add("--candidates", type=int, default=200, help="of each body")
+    add("--cores", default="0,1", help="the server's core and the generator's")
+    add("--start", type=float, default=60.0, help="seconds that a server may take to start")
+    add(
+        "--store", type=Path, help="a store; without it, made-up bundles of Criteo's shape are used"
+    )
+    add("--dense", help="NAME@ALIAS of the dense bundle in --store")
+    add("--slim", help="of the slim one")
+    add("--int8", help="of the slim one in eight bits; may be the slim one again")
+    add("--plain", type=Path, help="the dense ranker's plain graph (default: the dense bundle's)")
+    add("--out", type=Path, default=BUILD / "report", help="folder for table, JSON and plot")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the report; the process's exit status."""
+    options = parse(argv)
+    processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+            run(options, Path(folder))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    """All steps, in order."""
+    started = time.monotonic()
+    wanted = options.peers.split(",")
+    pythons, failed = install([peer for peer in PEERS if peer.name in wanted])
+    bench = prepare(options, folder)
+    if not COMPILED:
+        tell(f"Slimrank's loops are not compiled here, which makes it slower: {WHY_NOT}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(options.cores.split(",")[1])})
+    bench = reference(bench)
+    gc.collect()
+    gc.freeze()  # no collection of what lives now in the middle of a window
+    servers = {SLIMRANK: Path(sys.executable)}
+    servers |= {peer: pythons[peer.name] for peer in PEERS if peer.name in pythons}
+    seen = measure(bench, servers)
+    write(bench, replace(seen, failed={**failed, **seen.failed}), time.monotonic() - started)
+
+
+def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
+    """All rounds; a server that fails in one is left out of the table and of the rounds to come."""
+    windows: list[report.Window] = []
+    facts: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    for number in range(bench.options.rounds):
+        for peer in turned(list(servers), number):
+            if peer.title in failed:
+                continue
+            tell(f"round {number + 1} of {bench.options.rounds}: {peer.title}")
+            try:
+                found, fact = visit(bench, peer, servers[peer], number)
+            except (processes.ServerFailed, load.LoadFailed, Differs, OSError) as error:
+                failed[peer.title] = str(error)
+                tell(f"  left out: {error}")
+                continue
+            windows += found
+            facts.setdefault(peer.title, fact)
+    return Seen([each for each in windows if each.server not in failed], facts, failed)
+
+
+def turned(servers: Sequence[Peer], by: int) -> list[Peer]:
+    """The servers in another order for each round, so that none always follows the same one."""
+    start = by * 3 % len(servers)
+    return [*servers[start:], *servers[:start]]
+
+
+def install(peers: Sequence[Peer]) -> tuple[dict[str, Path], dict[str, str]]:
+    """The interpreters of those that could be installed, and why the others could not."""
+    pythons, failed = {}, {}
+    for peer in peers:
+        try:
+            pythons[peer.name] = environments.python_of(peer.name, BUILD).absolute()
+        except (environments.NotInstalled, OSError) as error:
+            failed[peer.title] = f"not installed: {error}"
+            tell(f"{peer.title}: {failed[peer.title]}")
+    return pythons, failed
+
+
+def write(bench: Bench, seen: Seen, seconds: float) -> None:
+    """Table, JSON and plot; the ratios on the terminal too."""
+    out = bench.options.out
+    table = report.rows(seen.windows)
+    rivals = [peer.title for peer in PEERS if not peer.is_yardstick]
+    yardstick = next(peer.title for peer in PEERS if peer.is_yardstick)
+    compared = report.ratios(seen.windows, rivals, yardstick)
+    about = described(bench, seconds)
+    servers = [entry(peer, seen.facts.get(peer.title, {})) for peer in (SLIMRANK, *PEERS)]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "peers.md").write_text(report.page(table, compared, about, servers, seen.failed))
+    (out / "peers.json").write_text(report.as_json(table, compared, about, servers, seen.failed))
+    levels = {row.connections for row in table}
+    if levels:
+        plot.draw(table, PLOTTED if PLOTTED in levels else max(levels), out / "peers.png")
+    print(report.markdown_ratios(compared))
+    for name, why in seen.failed.items():
+        print(f"{name} was not measured: {why}")
+    print(f"\n{out / 'peers.md'}, peers.json, peers.png: {seconds / 60:.1f} minutes")
+
+
+def described(bench: Bench, seconds: float) -> dict[str, Any]:
+    """How it was measured."""
+    options = bench.options
+    sizes = {case.name: len(case.bodies[0]) for case in (*bench.ours, *bench.peers)}
+    return {
+        "bundles": ", ".join(bench.references) + ("" if options.store else " (made-up clicks)"),
+        "candidates": options.candidates,
+        "bytes of a body": ", ".join(f"{name} {size}" for name, size in sizes.items()),
+        "Slimrank's loops": "compiled" if COMPILED else f"not compiled: {WHY_NOT}",
+        "rounds": options.rounds,
+        "seconds of a window": options.seconds,
+        "warm-up": options.warmup,
+        "cores (server, generator)": options.cores,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "took": f"{seconds:.0f} s",
+    }
+
+
+def entry(peer: Peer, fact: Mapping[str, Any]) -> dict[str, Any]:
+    """A server's line in the table of what each is and does."""
+    package = PACKAGES.get(peer.name, peer.name)
+    name = peer.title
+    if peer is not SLIMRANK:
+        name = f"{peer.title} ({package} {environments.version_of(peer.name, package)})"
+    seen: dict[str, Any] = {"processes": "", "PSS MB": "", "RSS MB": ""}
+    if fact:
+        seen = {
+            "processes": fact["processes"],
+            "PSS MB": round(fact["pss_bytes"] / 1e6),
+            "RSS MB": round(fact["rss_bytes"] / 1e6),
+        }
+    return {
+        "server": name,
+        "body parsed by": peer.parses,
+        "item features from a catalogue": peer.catalogue,
+        "ranks and cuts": "itself" if peer is SLIMRANK else "the handler",
+        "batches requests": peer.batches,
+        "another version": peer.swaps,
+        **seen,
+        **{f"says to {probe}": fact.get(probe, "") for probe in PROBES},
+        "settings": peer.settings,
+        "after": peer.source,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""One server at a time: started, compared with Slimrank's answers, measured, ended."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.peers import environments, load, processes, report
+from benchmarks.peers.bodies import Form, Pool, difference, draw, pool_of
+from benchmarks.peers.probes import PROBES
+from benchmarks.peers.scoring import MODELS, Model, write_models
+from benchmarks.peers.servers import SLIMRANK, Peer
+from loadtest.server import free_port
+from model_store.bundle import Bundle
+from model_store.store import open_store
+
+BUILD: Final = Path("build/peers")
+BODIES: Final = 32
+CHECKED: Final = 4  # bodies whose answers are compared
+TOLERANCE: Final = 1e-5
+PLAIN: Final = "plain"
+DONE: Final = "done"  # the file that says that all bundles are made
+KINDS: Final = ("dense", "slim", "int8")
+
+
+class Differs(Exception):
+    """A peer answers otherwise than Slimrank does; the message says by how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A graph on a form of body.
+
+    Attributes:
+        bodies: what is sent, in rotation.
+        like: Slimrank's case whose answers these must equal; None for Slimrank's own.
+    """
+
+    name: str
+    bodies: Sequence[bytes]
+    like: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all servers have in common.
+
+    Attributes:
+        models: what the peers serve, by the names in bodies.
+        store: what Slimrank serves from, with the references of its models.
+        folder: for what servers write.
+        cores: the servers'.
+        expected: Slimrank's answers to the first bodies, by case.
+    """
+
+    peers: Sequence[Case]
+    ours: Sequence[Case]
+    models: Path
+    store: Path
+    references: Sequence[str]
+    folder: Path
+    options: argparse.Namespace
+    cores: frozenset[int]
+    expected: Mapping[str, Sequence[bytes]]
+
+
+def tell(line: str) -> None:
+    """Say how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Rankers:
+    """Where the bundles lie, and what names them.
+
+    Attributes:
+        names: "dense", "slim" and "int8" to a reference into the store.
+        plain: a graph of the dense ranker that computes every row in full; None: the bundle's own,
+            given the request side once a candidate.
+    """
+
+    store: Path
+    names: Mapping[str, str]
+    plain: Path | None
+
+
+def rankers_of(options: argparse.Namespace) -> Rankers:
+    """The rankers that were asked for; else made-up ones, which are made if they are not there."""
+    if options.store is not None:
+        given = {kind: getattr(options, kind) for kind in KINDS}
+        if missing := [f"--{kind}" for kind, name in given.items() if name is None]:
+            raise SystemExit(f"--store needs {', '.join(missing)} too: a NAME@ALIAS each")
+        return Rankers(options.store, given, options.plain)
+    made = BUILD / "bundles"
+    if not (made / DONE).exists():
+        tell("making the bundles")
+        # In a process of its own: torch's threads and memory are no part of a load generator.
+        subprocess.run([sys.executable, "-m", "benchmarks.peers.bundles", str(made)], check=True)
+    return Rankers(
+        made / "store", {kind: f"criteo-shape@{kind}" for kind in KINDS}, made / "plain.onnx"
+    )
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> Bench:
+    """The bodies, and what the servers need to know."""
+    rankers = rankers_of(options)
+    store = open_store(str(rankers.store))
+    bundles = {kind: store.open(name).bundle for kind, name in rankers.names.items()}
+    write_models(folder / "models.json", models_of(rankers, bundles))
+    ours, peers = cases(rankers.names, pool_of(bundles["dense"]), options.candidates)
+    return Bench(
+        peers=peers,
+        ours=ours,
+        models=folder / "models.json",
+        store=rankers.store,
+        references=tuple(dict.fromkeys(rankers.names.values())),
+        folder=folder,
+        options=options,
+        cores=frozenset({int(options.cores.split(",")[0])}),
+        expected={},
+    )
+
+
+def models_of(rankers: Rankers, bundles: Mapping[str, Bundle]) -> dict[str, Model]:
+    """What the peers serve: the split graphs as they are, and the plain one."""
+    roots = {kind: str(bundle.root.absolute()) for kind, bundle in bundles.items()}
+    split = {kind: Model(roots[kind], None, whole_rows=False) for kind in ("dense", "slim")}
+    graph = None if rankers.plain is None else str(rankers.plain.absolute())
+    plain = Model(roots["dense"], graph, whole_rows=True)
+    return {rankers.names[kind]: model for kind, model in split.items()} | {PLAIN: plain}
+
+
+def cases(names: Mapping[str, str], pool: Pool, candidates: int) -> tuple[list[Case], list[Case]]:
+    """Slimrank's cases and the peers'."""
+
+    def bodies(model: str, form: Form) -> list[bytes]:
+        return draw(pool, model=model, form=form, candidates=candidates, count=BODIES)
+
+    dense, slim = bodies(names["dense"], "rows"), bodies(names["slim"], "rows")
+    ours = [Case("dense rows", dense), Case("slim rows", slim)]
+    ours.append(Case("int8 columns", bodies(names["int8"], "columns")))
+    if pool.catalogue:
+        ours.append(Case("int8 ids", bodies(names["int8"], "ids")))
+    peers = [
+        Case("dense rows", dense, like="dense rows"),
+        Case("slim rows", slim, like="slim rows"),
+        Case("plain rows", bodies(PLAIN, "rows"), like="dense rows"),
+    ]
+    return ours, peers
+
+
+def launch(bench: Bench, peer: Peer, python: Path) -> tuple[list[str], dict[str, str], int]:
+    """What starts a server: its command, its environment and its port."""
+    ports = [free_port() for _ in range(3)]
+    own = bench.folder / peer.name
+    own.mkdir(exist_ok=True)
+    names = dict(zip(("port", "port2", "port3"), map(str, ports), strict=True))
+    names |= {"python": str(python), "folder": str(own)}
+    more = {MODELS: str(bench.models)}
+    if peer is SLIMRANK:
+        models = ",".join(bench.references)
+        more = {"SLIMRANK_STORE": str(bench.store.absolute()), "SLIMRANK_MODELS": models}
+    more |= {key: value.format_map(names) for key, value in peer.variables.items()}
+    command = [argument.format_map(names) for argument in peer.arguments]
+    return command, environments.variables(Path.cwd(), more), ports[0]
+
+
+def reference(bench: Bench) -> Bench:
+    """The bench with Slimrank's answers to the first bodies."""
+    command, variables, port = launch(bench, SLIMRANK, Path(sys.executable))
+    ready = asking(port, SLIMRANK, bench.ours[0].bodies[0])
+    log = bench.options.out / "logs" / "reference.log"
+    with processes.running(command, variables, log, is_ready=ready, cores=bench.cores):
+        expected = {
+            case.name: [load.ask(port, SLIMRANK.path, b)[1] for b in case.bodies[:CHECKED]]
+            for case in bench.ours
+        }
+    return replace(bench, expected=expected)
+
+
+def asking(port: int, peer: Peer, body: bytes) -> "processes.Settled":
+    """Whether a server answers, and has done so for a while."""
+
+    def answers() -> bool:
+        try:
+            return load.OK in load.ask(port, peer.path, body)[0]
+        except (OSError, load.LoadFailed):
+            return False
+
+    return processes.Settled(answers, peer.settle_s)
+
+
+def visit(
+    bench: Bench, peer: Peer, python: Path, number: int
+) -> tuple[list[report.Window], dict[str, Any]]:
+    """Start a server, check it, measure it and end it: its windows, and what else was seen."""
+    options = bench.options
+    cases = bench.ours if peer is SLIMRANK else bench.peers
+    command, variables, port = launch(bench, peer, python)
+    log = options.out / "logs" / f"{peer.name}.log"
+    ready = asking(port, peer, cases[0].bodies[0])
+    found = []
+    with processes.running(
+        command, variables, log, is_ready=ready, cores=bench.cores, start_s=options.start
+    ):
+        for case in cases:
+            check(port, peer, case, bench.expected)
+        for case in cases:
+            requests = [load.request(peer.path, body) for body in case.bodies]
+            for connections in map(int, options.connections.split(",")):
+                measured = load.measure(
+                    port,
+                    requests,
+                    connections,
+                    warmup_s=options.warmup,
+                    seconds=options.seconds,
+                    clocks=processes.clocks,
+                )
+                found.append(window(peer, case, connections, number, measured))
+                tell(f"  {case.name}, {connections}: {found[-1].rps:.0f} requests/s")
+        fact = asdict(processes.memory())
+        fact |= {
+            name: status(port, peer, make(cases[0].bodies[0])) for name, make in PROBES.items()
+        }
+    return found, fact
+
+
+def check(port: int, peer: Peer, case: Case, expected: Mapping[str, Sequence[bytes]]) -> None:
+    """Let a server pass that answers as Slimrank does.
+
+    Raises:
+        Differs: it does not.
+    """
+    if case.like is None:
+        return
+    for body, answer in zip(case.bodies, expected[case.like], strict=False):
+        far = difference(load.ask(port, peer.path, body)[1], answer)
+        if far > TOLERANCE:
+            raise Differs(f"{case.name}: {far:.3g} from Slimrank's answer, over {TOLERANCE:g}")
+
+
+def status(port: int, peer: Peer, body: bytes) -> str:
+    """What a server says to a body, as the number of its status."""
+    try:
+        return load.ask(port, peer.path, body)[0].split()[1].decode()
+    except (load.LoadFailed, OSError):
+        return "no answer"
+
+
+def window(
+    peer: Peer, case: Case, connections: int, number: int, measured: load.Measured
+) -> report.Window:
+    """What a report takes of a measured window."""
+    return report.Window(
+        server=peer.title,
+        case=case.name,
+        connections=connections,
+        round=number,
+        seconds=measured.seconds,
+        latencies_ns=measured.latencies_ns,
+        server_s=measured.server_s,
+        generator_cpu=measured.generator_s / measured.seconds,
+        foreign_cpu=measured.foreign_s / measured.seconds,
+    )

@@ -1,0 +1,76 @@
+"""The list of servers, and what starts and ends one."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmarks.peers import bundles, environments, processes
+from benchmarks.peers.servers import PEERS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_every_peer_runs_the_onnx_runtime_that_slimrank_does(peer, monkeypatch) -> None:
+    """Another build of it would be part of what is compared."""
+    monkeypatch.chdir(ROOT)
+    ours = (ROOT / "constraints" / "serve.txt").read_text()
+
+    assert f"onnxruntime=={environments.version_of(peer.name, 'onnxruntime')}\n" in ours
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "constraints" / "peers").glob("*.txt")), ids=str)
+def test_constraints_are_names_and_versions_only(file: Path) -> None:
+    """No addresses, no paths; and each file belongs to a peer."""
+    assert all(line.count("==") == 1 and "/" not in line for line in file.read_text().split())
+    assert file.stem in {peer.name for peer in PEERS}
+
+
+def test_settled_means_without_a_break(monkeypatch) -> None:
+    """A look that fails starts the time anew."""
+    now = iter([0.0, 1.0, 2.0, 3.0, 4.0])
+    holds = iter([True, False, True, True, True])
+    monkeypatch.setattr(processes.time, "monotonic", lambda: next(now))
+    settled = processes.Settled(lambda: next(holds), seconds=2.0)
+
+    assert [settled() for _ in range(5)] == [False, False, False, False, True]
+
+
+def test_server_that_ends_is_told_with_its_log(tmp_path) -> None:
+    """The message carries what it said."""
+    command = [sys.executable, "-c", "print('no such port'); raise SystemExit(3)"]
+
+    with (
+        pytest.raises(processes.ServerFailed, match=r"ended with 3: no such port"),
+        processes.running(command, {}, tmp_path / "log", is_ready=lambda: False, cores=None),
+    ):
+        pass
+
+
+def test_server_is_gone_after_its_block(tmp_path) -> None:
+    """While it runs it is counted; then nothing is left of it."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with processes.running(command, {}, tmp_path / "log", is_ready=lambda: True, cores=None):
+        (child,) = [p for p in processes.descendants() if "sleep(60)" in " ".join(p.cmdline())]
+        held = processes.memory()
+
+    assert held.processes >= 1
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_made_up_clicks_have_criteos_columns_and_are_the_same_again(tmp_path, monkeypatch) -> None:
+    """A label, 13 counts, 26 tokens of eight digits; an item's fields are always the item's."""
+    monkeypatch.setattr(bundles, "ROWS", 50)
+    for name in ("one", "two"):
+        bundles.write_clicks(tmp_path / name, np.random.default_rng(1))
+    text = (tmp_path / "one").read_text()
+    head, *rows = [line.split(",") for line in text.splitlines()]
+
+    assert text == (tmp_path / "two").read_text()
+    assert sorted(head) == sorted(["label", *bundles.NUMBERS, *bundles.FIELDS])
+    assert len(rows) == 50
+    of_items = {row[head.index("C26")]: row[head.index("C14")] for row in rows}
+    assert all(of_items[row[head.index("C26")]] == row[head.index("C14")] for row in rows)
