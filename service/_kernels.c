@@ -2,8 +2,8 @@
  *
  * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
  * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
- * ways to it give equal numbers. The GIL is free while they run, but for find_ids and longest,
- * which read Python's texts.
+ * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest
+ * and token_rows, which read Python's texts.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,7 +21,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 4 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 5 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -356,6 +356,27 @@ static Py_ssize_t longest(PyObject *texts)
     return most;
 }
 
+/* Rows of tokens by a dictionary; how many were texts or None before the first that is neither, or
+ * -1 if an error is set. */
+static Py_ssize_t token_rows(PyObject *tokens, PyObject *vocabulary, int32_t missing, int32_t *rows)
+{
+    PyObject *const *token = PySequence_Fast_ITEMS(tokens);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(tokens);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (token[i] == Py_None) {
+            rows[i] = missing;
+            continue;
+        }
+        if (!PyUnicode_CheckExact(token[i]))
+            return i;
+        PyObject *row = PyDict_GetItemWithError(vocabulary, token[i]);
+        rows[i] = row ? (int32_t)PyLong_AsLong(row) : 0;
+        if ((!row || rows[i] == -1) && PyErr_Occurred())
+            return -1;
+    }
+    return count;
+}
+
 /* ---- what Python sees ---- */
 
 /* Gives buffers back; answers None, or NULL if an error is set. */
@@ -422,6 +443,24 @@ static PyObject *py_longest(PyObject *self, PyObject *texts)
         return PyLong_FromSsize_t(longest(texts));
     PyErr_SetString(PyExc_TypeError, "expected a list");
     return NULL;
+}
+
+static PyObject *py_token_rows(PyObject *self, PyObject *args)
+{
+    PyObject *tokens, *vocabulary;
+    int missing;
+    Py_buffer rows;
+    if (!PyArg_ParseTuple(args, "OO!iw*", &tokens, &PyDict_Type, &vocabulary, &missing, &rows))
+        return NULL;
+    Py_ssize_t known = -1;
+    if (!PyList_CheckExact(tokens) && !PyTuple_CheckExact(tokens))
+        PyErr_SetString(PyExc_TypeError, "expected a list or a tuple");
+    else if (rows.len / (Py_ssize_t)sizeof(int32_t) != PySequence_Fast_GET_SIZE(tokens))
+        PyErr_SetString(PyExc_ValueError, "expected a row for each token");
+    else
+        known = token_rows(tokens, vocabulary, missing, rows.buf);
+    PyBuffer_Release(&rows);
+    return known < 0 ? NULL : PyLong_FromSsize_t(known);
 }
 
 static PyObject *py_best_of(PyObject *self, PyObject *args)
@@ -503,6 +542,7 @@ static PyMethodDef methods[] = {
     {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, slots)"},
     {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, slots, rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
+    {"token_rows", py_token_rows, METH_VARARGS, "token_rows(tokens, vocabulary, missing, rows)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from model_store.encoding import token
 from service import kernels
@@ -106,8 +106,10 @@ def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures
     if isinstance(given, CandidateColumns):
         return _columns(given, limits, features)
     _check_count(len(given), "/candidates", limits)
-    if kernels.longest(given) < 0 and CandidateRow in set(map(type, given)):
-        return _rows(given, limits, features)
+    if kernels.longest(given) < 0 and CandidateRow in (kinds := set(map(type, given))):
+        if len(kinds) > 1:
+            raise _mixed(given)
+        return _rows(cast("Sequence[CandidateRow]", given), limits, features)
     pattern = "/candidates/{}"
     ids = texts(given, pattern, limits)  # type: ignore[arg-type]
     return Candidates(ids, {}, {}, pattern)
@@ -133,14 +135,15 @@ def _columns(given: CandidateColumns, limits: Limits, features: ItemFeatures) ->
     return Candidates(ids, columns, undeclared, pattern, value_pattern)
 
 
-def _rows(given: Sequence[Id | CandidateRow], limits: Limits, features: ItemFeatures) -> Candidates:
-    rows: list[CandidateRow] = []
-    row_first = isinstance(given[0], CandidateRow)
-    for place, candidate in enumerate(given):
-        if isinstance(candidate, CandidateRow) is not row_first:
-            detail = "expected all candidates to be ids, or all to be rows"
-            raise InvalidRequest(detail, [Fault(f"/candidates/{place}", detail)])
-        rows.append(candidate)  # type: ignore[arg-type]
+def _mixed(given: Sequence[Id | CandidateRow]) -> InvalidRequest:
+    """The refusal of ids among rows, or rows among ids: of the first that is not as the first."""
+    first = isinstance(given[0], CandidateRow)
+    place = next(i for i, each in enumerate(given) if isinstance(each, CandidateRow) is not first)
+    detail = "expected all candidates to be ids, or all to be rows"
+    return InvalidRequest(detail, [Fault(f"/candidates/{place}", detail)])
+
+
+def _rows(rows: Sequence[CandidateRow], limits: Limits, features: ItemFeatures) -> Candidates:
     pattern = "/candidates/{}/id"
     ids = texts([row.id for row in rows], pattern, limits)
     brought = [row.features or NO_FEATURES for row in rows]

@@ -21,6 +21,7 @@ from model_store.manifest import (
     Side,
     Transform,
 )
+from service import kernels
 from service.errors import Fault, InvalidRequest, Warned, escape
 
 Array = NDArray[Any]
@@ -131,6 +132,13 @@ class FeaturePlan:
         self.item_encoders = {
             encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
         }
+        self._token_rows = {
+            name: (encoder.vocabulary, encoder.row(None))
+            for name, encoder in self.item_encoders.items()
+            if isinstance(encoder, CategoricalEncoder)
+            and encoder.vocabulary is not None
+            and encoder.spec.kind != "multi"
+        }
         self.defaults = self._candidate_defaults()
 
     def _request_tensors(self, kept: Sequence[Encoder]) -> dict[InputName, Any]:
@@ -189,8 +197,14 @@ class FeaturePlan:
         encoder = self.item_encoders[name]
         spec = encoder.spec
         assert spec.tensor is not None  # noqa: S101  kept features have one
+        where = slice(None) if at is None else at
+        if name in self._token_rows:
+            rows = kernels.token_rows(values, *self._token_rows[name])
+            if rows is not None:
+                tensors[spec.tensor][where, spec.start] = rows
+                return
         columns = slice(spec.start, spec.start + spec.length)
-        tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
+        tensors[spec.tensor][where, columns] = encoder.encode(values)
 
 
 def undeclared(

@@ -13,7 +13,7 @@ The loops are C (`_kernels.c`), built when the package is installed. Where no co
 numpy gives the same scores, several times slower; `COMPILED` tells which it is, `WHY_NOT` why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 4  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 5  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -230,6 +230,20 @@ def longest(texts: Sequence[Any]) -> int:
     if not all(type(text) is str for text in texts):
         return -1
     return max(map(len, texts), default=0)
+
+
+def token_rows(
+    tokens: Sequence[Any], vocabulary: Mapping[str, int], missing: int
+) -> NDArray[np.int32] | None:
+    """(n,) rows of tokens: 0 for those not in the vocabulary, ``missing`` for None.
+
+    None if loops are not compiled, or a token is neither text nor None.
+    """
+    if not COMPILED or type(tokens) not in {list, tuple} or type(vocabulary) is not dict:
+        return None
+    rows = np.empty(len(tokens), np.int32)
+    known = _kernels.token_rows(tokens, vocabulary, missing, rows)  # type: ignore[arg-type]
+    return rows if known == len(tokens) else None
 
 
 def find_ids(

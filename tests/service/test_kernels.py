@@ -159,6 +159,28 @@ def test_the_longest_text_is_told(compiled: bool, texts: Any, expected: int) -> 
         assert kernels.longest(texts) == expected
 
 
+def test_rows_of_tokens_are_those_of_the_encoder() -> None:
+    """Compiled or not, whatever they are; what the loop does not know it leaves alone."""
+    tokens = ["b", None, "a", "none of them", "", "\ud800"]
+
+    rows = kernels.token_rows(tokens, {"a": 2, "b": 3}, 7)
+
+    assert rows is not None
+    assert rows.tolist() == [3, 7, 2, 0, 0, 0]
+    assert kernels.token_rows([], {"a": 2}, 7) is not None
+    assert kernels.token_rows(["a", 7], {"a": 2}, 7) is None
+    with by(compiled=False):
+        assert kernels.token_rows(tokens, {"a": 2}, 7) is None
+
+
+def test_rows_of_tokens_are_as_many_as_tokens() -> None:
+    """No memory is written that is not there; a row that is no number is an error."""
+    with pytest.raises(ValueError, match="a row for each token"):
+        kernels._kernels.token_rows(["a"], {}, 0, np.empty(2, np.int32))
+    with pytest.raises(TypeError):
+        kernels._kernels.token_rows(["a"], {"a": "2"}, 0, np.empty(1, np.int32))
+
+
 def test_what_is_mapped_from_disk_can_be_looked_up() -> None:
     """Arrays that must not be written are taken without a copy."""
     codes, tables = np.zeros((3, 2), np.uint8), np.ones((2, 4), np.float32)
