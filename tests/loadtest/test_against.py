@@ -104,8 +104,9 @@ def test_open_loops_have_times_and_a_knee_but_no_throughput(measured) -> None:
 
 
 def test_knee_that_is_a_lower_bound_has_no_ratio(measured) -> None:
-    """What never bent cannot be said to have moved."""
-    then = [measured("slim", [t] * 9, Level(64, r)) for r, t in ((100.0, 100), (200.0, 900))]
-    now = [measured("slim", [100] * 9, Level(64, 100.0))]
+    """What never bent cannot be said to have moved, neither from there nor to there."""
+    bent = [measured("slim", [t] * 9, Level(64, r)) for r, t in ((100.0, 100), (200.0, 900))]
+    straight = [measured("slim", [100] * 9, Level(64, 100.0))]
 
-    assert ("slim", "", "knee") not in found(now, then)
+    assert ("slim", "", "knee") not in found(straight, bent)
+    assert ("slim", "", "knee") not in found(bent, straight)

@@ -9,6 +9,7 @@ import pytest
 from loadtest import client
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+WAIT_S = 5.0
 Serve = Callable[..., client.Connection]
 
 
@@ -16,13 +17,18 @@ Serve = Callable[..., client.Connection]
 def serve() -> Iterator[Serve]:
     """A connection to a listener that answers each request with the next parts, or hangs up."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(WAIT_S)
     threads = []
     connections = []
 
     def talk(sessions: tuple[list[list[bytes]], ...]) -> None:
         for answers in sessions:
-            stream, _ = listener.accept()
+            try:
+                stream, _ = listener.accept()
+            except TimeoutError:  # nobody came: the test that waited for an answer says so
+                return
             with stream:
+                stream.settimeout(WAIT_S)
                 for parts in answers:
                     stream.recv(1 << 16)
                     for part in parts:
@@ -31,7 +37,7 @@ def serve() -> Iterator[Serve]:
     def start(*sessions: list[list[bytes]]) -> client.Connection:
         threads.append(threading.Thread(target=talk, args=(sessions,)))
         threads[-1].start()
-        connections.append(client.Connection(*listener.getsockname(), timeout_s=5.0))
+        connections.append(client.Connection(*listener.getsockname(), timeout_s=WAIT_S))
         return connections[-1]
 
     yield start
