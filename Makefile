@@ -42,7 +42,7 @@ serve: $(RUN)  ## serve what the store holds (settings: SLIMRANK_*, docs/operati
 	$(PY) -m service $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(RUN)  ## dense against slim behind the same service: table and plot
+loadtest: $(RUN)  ## dense, slim and int8 behind the same service: times by arrival rate, knee, plots
 	$(PY) -m loadtest.compare $(ARGS)
 
 .PHONY: bench-peers
@@ -96,8 +96,8 @@ serve-only: smoke $(SERVE)  ## serve a bundle from an environment without torch,
 .PHONY: loadtest-gate
 loadtest-gate: smoke  ## seconds of load on dense and slim: fails on a failed request or a slower slim
 	rm -rf $(BUILD)/gate
-	$(PY) -m loadtest.compare --store $(SMOKE)/store --users 4 --rounds 2 --warmup 1 --duration 4 \
-	  --min-ratio 0.8 --out $(BUILD)/gate
+	$(PY) -m loadtest.compare --store $(SMOKE)/store --users 4 --rates 50 --rounds 3 --warmup 0.5 \
+	  --duration 1.5 --min-ratio 0.8 --out $(BUILD)/gate
 
 .PHONY: compress-job
 compress-job: $(RUN)  ## run the config in the environment variable CONFIG into build/job; gated by its [gate]

@@ -1,17 +1,25 @@
 """Dense against slim behind the same service: ``python -m loadtest.compare``.
 
-    python -m loadtest.compare --store store --model ctr --users 1,8 --duration 10 --rounds 3
+    python -m loadtest.compare --store store --model ctr --users 1,8,32 --duration 3 --rounds 3
 
 Each round starts the service with the one bundle, drives it, stops it, and does the same with the
-other; every second round the other way round, so that a machine that slows down hurts both alike.
-Both get the same requests over the same number of connections. Service and load generator run on
-cores of their own where there are two.
+others (dense, slim, and slim in eight bits where the store has it); every second round the other
+way round, so that a machine that slows down hurts all alike. All get the same requests over the
+same number of connections. Service and load generator run on cores of their own where there are
+two.
 
-Writes compare.md, compare.json and compare.png. Exits with 0; 1 where a request failed or nothing
-was measured; 2 where there is nothing to compare; 3 where slim is below ``--min-ratio``.
+Closed loops come first: ``--users`` who send when they have their answer. Then requests arrive by
+a timetable, at rates that climb to what the side could do in a closed loop (``--shares`` of it), or
+at ``--rates``; their times count from when they were due.
+
+Writes compare.md, compare.json, compare.png and hgrm/; ``python -m loadtest.report --against``
+compares with an earlier run. Exits with 0; 1 where a request failed or nothing was measured; 2
+where there is nothing to compare; 3 where in every round another side's closed loop is below
+``--min-ratio`` of dense's; 4 where there is none to judge, or its generator was saturated.
 """
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
@@ -19,26 +27,38 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import plot, report, server, traffic
+from loadtest import measured, report, server, shapes, sides, traffic
+from loadtest.measured import Ratio
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
-SIDES: Final = (report.DENSE, report.SLIM)
 MOST_USERS: Final = 256
+MOST_LEVELS: Final = 40
+MOST_RATE: Final = 20_000.0
+MOST_SHARE: Final = 2.0
 LONGEST_S: Final = 600.0
 FAILED: Final = 1
 NOTHING_TO_COMPARE: Final = 2
 BELOW_RATIO: Final = 3
+NOTHING_TO_JUDGE: Final = 4
 INTERRUPTED: Final = 128 + signal.SIGINT
 SLACK_S: Final = 60.0
-# Log lines cost both sides the same and would hide a part of the ratio; nobody waits for a drain.
+START_S: Final = 6.0  # about what a run takes besides its levels, for the forecast
+CALIBRATION: Final = 0  # the round before the first
+CALIBRATION_S: Final = 2.0
+CALIBRATION_USERS: Final = 32
+SHARES: Final = (0.25, 0.5, 0.71, 0.8, 0.9, 1.0, 1.12)
+# Log lines cost all sides the same and would hide a part of the ratio; nobody waits for a drain.
 QUIET: Final = {"REQUEST_LOG": "false", "DRAIN_DELAY_S": "0"}
+# The only backend of gevent's that wakes up more exactly than to a millisecond.
+EXACT_TIMERS: Final = {"GEVENT_BACKEND": "select"}
 LOG_LINES: Final = 25
+NONE: Final = "none"
 
 
 class LoadFailed(Exception):
@@ -54,12 +74,38 @@ class Cores:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What one start of the load generator drives.
+
+    Attributes:
+        users: levels of closed loops.
+        rates: levels of open loops, arrivals a second.
+    """
+
+    users: Sequence[int]
+    rates: Sequence[float]
+    warmup_s: float
+    duration_s: float
+    seed: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return (len(self.users) + len(self.rates)) * (self.warmup_s + self.duration_s)
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
-    """What stays the same from run to run."""
+    """What stays the same from run to run.
+
+    Attributes:
+        bundle: the folder that requests are drawn from: dense's, which brings every feature.
+    """
 
     options: argparse.Namespace
     command: Sequence[str]
     cores: Cores
+    bundle: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +113,14 @@ class Run:
     """One bundle driven once."""
 
     side: str
-    version: str
-    digest: str
-    bundle: Path
-    result: dict[str, Any]
+    round: int
+    served: Mapping[str, str]
+    result: Mapping[str, Any]
+
+    @property
+    def windows(self) -> list[dict[str, Any]]:
+        """What was measured, as it is kept."""
+        return [{"side": self.side, "round": self.round, **w} for w in self.result["windows"]]
 
     @property
     def failures(self) -> dict[str, int]:
@@ -93,20 +143,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of bundles")
-    parser.add_argument("--model", help="its name; may be left out where the store holds only one")
-    parser.add_argument("--prepare", type=Path, metavar="CONFIG", help="compress run it first")
-    parser.add_argument("--users", type=_levels, default=[8], help="levels of load: 1,8,32")
-    parser.add_argument("--candidates", type=_count, default=200, help="candidates a request")
-    parser.add_argument("--duration", type=_seconds, default=10.0, help="measured seconds a level")
-    parser.add_argument("--warmup", type=_seconds, default=3.0, help="seconds before each level")
-    parser.add_argument("--rounds", type=int, default=3, choices=range(1, 21), metavar="1..20")
-    parser.add_argument("--rate", type=_rate, default=0.0, help="requests/s by a schedule, 0: none")
-    parser.add_argument("--workers", type=_count, default=1, help="processes of the service")
-    parser.add_argument("--seed", type=int, default=1, help="draws the same requests again")
-    parser.add_argument("--min-ratio", type=_rate, help="fail if slim / dense requests/s is below")
-    parser.add_argument("--out", type=Path, default=Path("reports/loadtest"), help="result folder")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--store", type=Path, default=Path("store"), help="folder of bundles")
+    add("--model", help="its name; may be left out where the store holds only one")
+    add("--prepare", type=Path, metavar="CONFIG", help="compress run it first")
+    add("--users", type=_levels, default=[1, 8, 32], help="closed loops: 1,8,32 or none")
+    add("--shares", type=_shares, default=[*SHARES], help="open loops, of capacity; or none")
+    add("--rates", type=_rates, help="open loops, arrivals/s, for all sides: 100,200")
+    add("--arrivals", choices=[*shapes.ARRIVALS], default="poisson", help="the timetable")
+    add("--connections", type=_users, default=64, help="of the open loops")
+    add("--candidates", type=_count, default=200, help="candidates a request")
+    add("--duration", type=_seconds, default=3.0, help="measured seconds a level")
+    add("--warmup", type=_seconds, default=1.0, help="seconds before each level")
+    add("--rounds", type=int, default=3, choices=range(1, 21), metavar="1..20")
+    add("--workers", type=_count, default=1, help="processes of the service")
+    add("--seed", type=int, default=1, help="draws the same requests and arrivals again")
+    add("--min-ratio", type=_ratio, help="fail if a side is below this of dense in every round")
+    add("--out", type=Path, default=report.DEFAULT, help="result folder")
+    options = parser.parse_args(argv)
+    if options.rates is not None:
+        options.shares = []
+    if not (options.users or options.shares or options.rates):
+        parser.error("expected --users, --shares or --rates: all are none")
+    return options
 
 
 def main(argv: Sequence[str] | None = None, command: Sequence[str] = server.SERVICE) -> int:
@@ -146,141 +205,220 @@ def compare(options: argparse.Namespace, command: Sequence[str]) -> int:
     Raises:
         BundleUnusable, ServerFailed, LoadFailed: nothing could be measured, or requests failed.
     """
-    cores = split_cores(_available_cores(), options.workers)
-    setup = Setup(options, command, cores)
-    runs: list[Run] = []
-    for number in range(options.rounds):
-        for side in SIDES if number % 2 == 0 else reversed(SIDES):
-            print(f"round {number + 1} of {options.rounds}: {options.model}@{side} ...", flush=True)
-            # The first is dense: both get its requests, which bring every feature there is.
-            bundle = runs[0].bundle if runs else None
-            runs.append(run_side(setup, side, number + 1, bundle))
-    measured = [window for run in runs for window in report.read(run.side, run.result)]
-    table, ratios = report.rows(measured), report.ratios(measured)
-    notes = report.remarks(table, apart=cores.generator is not None)
-    if cores.service and options.workers > len(cores.service):
-        notes.append(f"{options.workers} workers shared {len(cores.service)} core(s).")
-    write(options, table, ratios, notes, about(options, cores, runs))
-    print(report.markdown(table, ratios), *notes, sep="\n")
-    print(f"written to {options.out}: compare.md, compare.json, compare.png")
+    driven = sides.of_model(options.store, options.model)
+    bundle = traffic.bundle_folder(options.store, options.model, driven[0].version)
+    setup = Setup(options, command, split_cores(_available_cores(), options.workers), bundle)
+    capacity = calibrate(setup, driven) if options.shares else {}
+    rates = {side.name: _rates_of(options, capacity, side.name) for side in driven}
+    runs = run_all(setup, driven, rates)
+    how = about(setup, {run.side: run.served for run in runs}, capacity, rates)
+    written = report.write(options.out, how, [each for run in runs for each in run.windows])
+    print(report.tables(written), *written.notes, sep="\n")
+    print(f"written to {options.out}: compare.md, compare.png, compare.json, hgrm")
     failures = [f"{run.side}: {n} x {what}" for run in runs for what, n in run.failures.items()]
     if failures:
         raise LoadFailed("requests failed:\n  " + "\n  ".join(failures))
-    return below(ratios, options.min_ratio)
+    return judge(written.ratios, options.min_ratio)
 
 
-def below(ratios: Sequence[report.Ratio], least: float | None) -> int:
-    """The exit status that the gate asks for."""
-    short = [ratio for ratio in ratios if least is not None and ratio.rps < least]
+def run_all(
+    setup: Setup, driven: Sequence[sides.Side], rates: Mapping[str, Sequence[float]]
+) -> list[Run]:
+    """Every round of every side, saying how far it is.
+
+    Raises:
+        ServerFailed, LoadFailed: a run gave no result.
+    """
+    plan = [
+        (number, side, _load(setup.options, rates[side.name], number))
+        for number in range(1, setup.options.rounds + 1)
+        for side in (driven if number % 2 else reversed(driven))
+    ]
+    runs = []
+    for place, (number, side, load) in enumerate(plan):
+        left_s = sum(later.seconds + START_S for _, _, later in plan[place:])
+        print(
+            f"run {place + 1} of {len(plan)}: {setup.options.model}, {side.name} "
+            f"(round {number}); about {left_s / 60:.1f} min left",
+            flush=True,
+        )
+        runs.append(run_side(setup, side, load, number))
+    return runs
+
+
+def judge(ratios: Sequence[Ratio], least: float | None) -> int:
+    """The exit status that the gate asks for, by the throughput of closed loops.
+
+    A side fails that is below ``least`` in every round: what disturbs a machine seldom does so each
+    time, a slower graph does. Times of open loops are not judged: a queue magnifies what
+    neighbours take of a core.
+    """
+    if least is None:
+        return 0
+    judged = [ratio for ratio in ratios if ratio.rate is None]
+    if not judged:
+        print("loadtest: --min-ratio has no closed loop to judge: see the notes", file=sys.stderr)
+        return NOTHING_TO_JUDGE
+    short = [ratio for ratio in judged if ratio.rps.high < least]
     for ratio in short:
         print(
-            f"loadtest: slim answers {ratio.rps:.2f}x of dense at {ratio.users} users, "
+            f"loadtest: {ratio.side} reaches {ratio.rps.high:.2f}x of dense at {ratio.level.name}, "
             f"--min-ratio asks for {least:g}x",
             file=sys.stderr,
         )
     return BELOW_RATIO if short else 0
 
 
-def run_side(setup: Setup, side: str, number: int, bundle: Path | None) -> Run:
-    """One bundle, served and driven with requests drawn from ``bundle`` (None: from itself).
+def calibrate(setup: Setup, driven: Sequence[sides.Side]) -> dict[str, float]:
+    """Answers a second of each side in a closed loop, by its name.
 
     Raises:
-        ServerFailed, LoadFailed, BundleUnusable: no result.
+        ServerFailed, LoadFailed: no result, or requests failed.
+    """
+    capacity = {}
+    options = setup.options
+    load = Load([CALIBRATION_USERS], [], options.warmup, CALIBRATION_S, options.seed)
+    for side in driven:
+        print(f"capacity of {side.name} ...", flush=True)
+        run = run_side(setup, side, load, CALIBRATION)
+        (window,) = measured.read(run.windows)
+        if run.failures or not window.answered:
+            raise LoadFailed(f"{side.name}: requests failed: {run.failures or 'no answer'}")
+        capacity[side.name] = window.rps
+    return capacity
+
+
+def run_side(setup: Setup, side: sides.Side, load: Load, number: int) -> Run:
+    """One bundle, served and driven in the round of that number; its files are in ``runs``.
+
+    Raises:
+        ServerFailed, LoadFailed: no result.
     """
     options = setup.options
+    name = f"{number}-{side.name}"
     folder = options.out / "runs"
     settings = {
         "STORE": str(options.store.resolve()),
-        "MODELS": f"{options.model}@{side}",
+        "MODELS": f"{options.model}@{side.version}",
         "CACHE": "memory://",
         "WORKERS": str(options.workers),
         **QUIET,
     }
-    log = folder / f"{number}-{side}-service.log"
+    log = folder / f"{name}-service.log"
     with server.serving(settings, log, command=setup.command, cores=setup.cores.service) as running:
         served = server.get_json(f"{running.url}/models/{options.model}")
-        version, digest = str(served["version"]), str(served["digest"])
-        bundle = bundle or traffic.bundle_folder(options.store, options.model, version)
-        out = folder / f"{number}-{side}.json"
-        out.unlink(missing_ok=True)
         with server.pinned(setup.cores.generator):
-            result = drive(options, running, bundle, out)
-    return Run(side, version, digest, bundle, result)
+            result = drive(setup, load, running, folder / f"{name}.json")
+    told = {key: str(served.get(key, "")) for key in ("version", "digest", "numerics")}
+    return Run(side.name, number, told, result)
 
 
-def drive(
-    options: argparse.Namespace, running: server.Server, bundle: Path, out: Path
-) -> dict[str, Any]:
-    """Run Locust against a service that is ready.
+def drive(setup: Setup, load: Load, running: server.Server, out: Path) -> dict[str, Any]:
+    """Run Locust against a service that is ready; what it says of its progress passes through.
 
     Raises:
         LoadFailed: it ended without a result.
     """
+    options = setup.options
     flags = {
         "--host": running.url,
-        "--bundle": bundle,
+        "--bundle": setup.bundle,
         "--candidates": options.candidates,
-        "--seed": options.seed,
-        "--levels": ",".join(map(str, options.users)),
-        "--warmup": options.warmup,
-        "--duration": options.duration,
-        "--rate": options.rate,
+        "--seed": load.seed,
+        "--levels": _joined(load.users),
+        "--rates": _joined(load.rates),
+        "--connections": options.connections,
+        "--arrivals": options.arrivals,
+        "--warmup": load.warmup_s,
+        "--duration": load.duration_s,
         "--service-pid": running.pid,
         "--out": out,
         "--stop-timeout": 5,
         "--loglevel": "WARNING",
     }
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"]
-    command += [str(part) for flag in flags.items() for part in flag]
-    limit = len(options.users) * (options.warmup + options.duration) + SLACK_S
+    command += ["--only-summary", *(str(part) for flag in flags.items() for part in flag)]
+    out.unlink(missing_ok=True)
+    log = out.with_suffix(".log")
+    environment = {**os.environ, **EXACT_TIMERS}  # noqa: TID251 - handed on to a child process
     try:
-        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=limit)
+        with log.open("w", encoding="utf-8") as output:
+            ended = subprocess.run(
+                command,
+                check=False,
+                env=environment,
+                stderr=output,
+                timeout=load.seconds + SLACK_S,
+            )
     except subprocess.TimeoutExpired:
-        raise LoadFailed(f"the load generator was not done after {limit:g} s") from None
+        raise LoadFailed(
+            f"the load generator was not done after {load.seconds + SLACK_S:g} s"
+        ) from None
     if not out.exists():
-        said = "\n".join((ended.stderr or ended.stdout).splitlines()[-LOG_LINES:])
+        said = server.tail(log)
         raise LoadFailed(f"the load generator ended with {ended.returncode}:\n{said}")
     result: dict[str, Any] = json.loads(out.read_text())
-    if len(result["windows"]) < len(options.users):
+    if len(result["windows"]) < len(load.users) + len(load.rates):
         raise LoadFailed("the load generator stopped before its last level")
     return result
 
 
-def about(options: argparse.Namespace, cores: Cores, runs: Sequence[Run]) -> dict[str, Any]:
-    """How it was measured, for the reader of the numbers."""
+def about(
+    setup: Setup,
+    served: Mapping[str, Mapping[str, str]],
+    capacity: Mapping[str, float],
+    rates: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """How it was measured: what must be alike for two runs to be compared, and the rest.
+
+    Args:
+        setup: of the runs.
+        served: version, digest and numerics by side.
+        capacity: answers a second in a closed loop by side, if that was measured.
+        rates: of open loops by side.
+    """
+    options = setup.options
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
         "model": options.model,
-        "bundles": {run.side: {"version": run.version, "digest": run.digest} for run in runs},
-        "candidates": options.candidates,
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "locust": importlib.metadata.version("locust"),
+            "service_cores": sorted(setup.cores.service or ()),
+            "generator_cores": sorted(setup.cores.generator or ()),
+        },
+        "settings": {
+            "candidates": options.candidates,
+            "arrivals": options.arrivals,
+            "connections": options.connections,
+            "warmup_s": options.warmup,
+            "duration_s": options.duration,
+            "workers": options.workers,
+            "seed": options.seed,
+            "service": QUIET,
+        },
+        "bundles": {side: dict(each) for side, each in served.items()},
+        "capacity": {side: round(rps, 1) for side, rps in capacity.items()},
+        "rates": {side: list(each) for side, each in rates.items()},
         "users": options.users,
         "rounds": options.rounds,
-        "warmup_s": options.warmup,
-        "duration_s": options.duration,
-        "rate": options.rate,
-        "workers": options.workers,
-        "service_settings": QUIET,
-        "seed": options.seed,
-        "service_cores": sorted(cores.service or ()),
-        "generator_cores": sorted(cores.generator or ()),
     }
 
 
-def write(
-    options: argparse.Namespace,
-    table: Sequence[report.Row],
-    ratios: Sequence[report.Ratio],
-    notes: Sequence[str],
-    how: dict[str, Any],
-) -> None:
-    """The three files of the report."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = report.page(table, ratios, notes, how)
-    (options.out / "compare.md").write_text(text, encoding="utf-8")
-    (options.out / "compare.json").write_text(report.as_json(table, ratios, notes, how))
-    plot.draw(table, ratios, options.out / "compare.png")
+def _load(options: argparse.Namespace, rates: Sequence[float], number: int) -> Load:
+    # All sides of a round get the same requests and arrivals, the rounds different ones.
+    return Load(options.users, rates, options.warmup, options.duration, options.seed + number - 1)
+
+
+def _rates_of(
+    options: argparse.Namespace, capacity: Mapping[str, float], side: str
+) -> Sequence[float]:
+    if options.shares:
+        return shapes.rates_for(capacity[side], capacity[sides.DENSE], options.shares)
+    return options.rates or []
 
 
 def _available_cores() -> list[int]:
@@ -289,11 +427,51 @@ def _available_cores() -> list[int]:
     return []
 
 
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _joined(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values) or NONE
+
+
+def _numbers(text: str, kind: str, most: float) -> list[float]:
+    if text == NONE:
+        return []
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or not all(0 < value <= most for value in values) or len(values) > MOST_LEVELS:
+        raise argparse.ArgumentTypeError(
+            f"expected up to {MOST_LEVELS} {kind} up to {most:g} like 1,8,32, or none, got {text!r}"
+        )
+    return values
+
+
 def _levels(text: str) -> list[int]:
-    levels = [int(part) for part in text.split(",")]
-    if not all(1 <= level <= MOST_USERS for level in levels):
-        raise argparse.ArgumentTypeError(f"expected levels from 1 to {MOST_USERS}, got {text!r}")
-    return sorted(set(levels))
+    levels = _numbers(text, "numbers of users", MOST_USERS)
+    if not all(level.is_integer() for level in levels):
+        raise argparse.ArgumentTypeError(f"expected whole numbers of users, got {text!r}")
+    return [int(level) for level in levels]
+
+
+def _rates(text: str) -> list[float]:
+    return _numbers(text, "arrivals a second", MOST_RATE)
+
+
+def _shares(text: str) -> list[float]:
+    return _numbers(text, "shares of the capacity", MOST_SHARE)
+
+
+def _users(text: str) -> int:
+    users = _count(text)
+    if users > MOST_USERS:
+        raise argparse.ArgumentTypeError(f"expected up to {MOST_USERS}, got {text!r}")
+    return users
 
 
 def _count(text: str) -> int:
@@ -303,11 +481,11 @@ def _count(text: str) -> int:
     return count
 
 
-def _rate(text: str) -> float:
-    rate = float(text)
-    if not 0 <= rate < math.inf:
+def _ratio(text: str) -> float:
+    ratio = float(text)
+    if not 0 <= ratio < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
-    return rate
+    return ratio
 
 
 def _seconds(text: str) -> float:

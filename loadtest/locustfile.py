@@ -1,164 +1,125 @@
 """The Locust file: many users who rank candidates drawn from the bundle's own items.
 
-    locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 \
-        --bundle store/ctr/1 --levels 8 --duration 10 --out run.json
+    GEVENT_BACKEND=select locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 \
+        --bundle store/ctr/versions/1 --levels 1,8 --rates 100,200 --duration 10 --out run.json
 
-Locust's own tables round every time (to 1 ms below 100 ms). So each answer's time goes, unrounded,
-into an HdrHistogram here, and those of the measured windows are written to ``--out``.
+``--levels`` are closed loops, ``--rates`` open ones (see shapes.py); either may be ``none``. All
+users are there from the beginning and keep their connections; a level of fewer leaves some idle.
 
-Without ``--rate`` the loop is closed: a user sends when it has its answer, so a stall of the
-service hides the requests that would have come meanwhile. With ``--rate`` requests have a schedule
-and their times count from when they should have left.
+GEVENT_BACKEND=select is for the timetable: libev's other backends wake up on whole milliseconds,
+about 1 ms late, and that would count against the service.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import logging
+import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import gevent
-import psutil
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import LoadTestShape, User, events, task
 from locust.env import Environment
+from locust.exception import StopUser
 
-from loadtest import report, shapes, traffic
+from loadtest import client, histograms, server, shapes, traffic
+from loadtest.recorder import Cpu, Recorder, Tally
 
 POOL = 512  # different requests, encoded before the test so that their making costs it nothing
+PATH = "/rank"
+TIMEOUT_S = 30.0
+HTTP_PORT = 80
+NONE = "none"
 
 
-class Recorder:
-    """Keeps what each measured window saw. Failures count at any time, warm-ups included."""
+class Clock:
+    """Seconds since the test began."""
 
-    def __init__(self, windows: tuple[shapes.Window, ...], service: int | None) -> None:
-        self.windows = windows
-        self.histograms = [report.new_histogram() for _ in windows]
-        self.failed = [0] * len(windows)
-        self.requests = 0
-        self.failures: Counter[str] = Counter()
-        self.cpu: list[dict[str, float]] = []
+    def __init__(self) -> None:
         self.began = 0.0
-        self._generator = psutil.Process()
-        self._service = psutil.Process(service) if service else None
 
-    def begin(self, **_: Any) -> None:
-        """Start the clock, and a greenlet that reads the CPU counters at the windows' edges."""
+    def start(self) -> None:
+        """The test begins now."""
         self.began = time.perf_counter()
-        gevent.spawn(self._watch)
 
-    def record(
-        self,
-        response_time: float,
-        exception: BaseException | None,
-        context: dict[str, float],
-        **_: Any,
-    ) -> None:
-        """Take in one answer; ``response_time`` is Locust's, in ms and not rounded yet."""
-        self.requests += 1
-        window = shapes.measured_at(self.windows, time.perf_counter() - self.began)
-        if exception is not None:
-            self.failures[str(exception)[:200]] += 1
-            if window is not None:
-                self.failed[window] += 1
-        elif window is not None:
-            micros = round((response_time + context.get("late_ms", 0.0)) * 1000)
-            self.histograms[window].record_value(min(max(micros, 1), report.LONGEST_US))
+    def now(self) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - self.began
 
-    def result(self) -> dict[str, Any]:
-        """Everything as plain JSON, histograms in HdrHistogram's own encoding."""
-        rows = zip(self.windows, self.histograms, self.failed, self.cpu, strict=False)
-        return {
-            "requests": self.requests,
-            "failures": dict(self.failures),
-            "windows": [
-                {
-                    "users": window.users,
-                    "seconds": window.seconds,
-                    "failures": failed,
-                    "histogram": histogram.encode().decode(),
-                    **cpu,
-                }
-                for window, histogram, failed, cpu in rows
-            ],
-        }
-
-    def _watch(self) -> None:
-        for window in self.windows:
-            gevent.sleep(max(0.0, self.began + window.start - time.perf_counter()))
-            before = self._cpu_seconds()
-            gevent.sleep(max(0.0, self.began + window.end - time.perf_counter()))
-            clock, *cpu = (
-                after - was for after, was in zip(self._cpu_seconds(), before, strict=True)
-            )
-            generator, service, everybody = (seconds / clock for seconds in cpu)
-            self.cpu.append(
-                {
-                    "generator_cpu": generator,
-                    "service_cpu": service,
-                    "foreign_cpu": max(0.0, everybody - generator - service),
-                }
-            )
-
-    def _cpu_seconds(self) -> tuple[float, float, float, float]:
-        # now, and the CPU seconds of the generator, the service with its workers, and everybody.
-        processes = (
-            [self._service, *self._service.children(recursive=True)] if self._service else []
-        )
-        machine = psutil.cpu_times()
-        everybody = machine.user + machine.nice + machine.system if self._service else 0.0
-        service = sum(map(_seconds, processes))
-        return time.perf_counter(), _seconds(self._generator), service, everybody
+    def sleep_until(self, moment: float) -> None:
+        """Let others run until then; return at once if that is past."""
+        ahead = moment - self.now()
+        if ahead > 0:
+            gevent.sleep(ahead)
 
 
 class Shape(LoadTestShape):
-    """The levels of ``--levels``, one after another."""
+    """All users until the last window is over."""
 
+    clock: ClassVar[Clock] = Clock()
     windows: ClassVar[tuple[shapes.Window, ...]] = ()
 
     def tick(self) -> tuple[int, float] | None:
-        """Users wanted now; all of a level start together, in its warm-up."""
-        users = shapes.users_at(self.windows, self.get_run_time())
-        return None if users is None else (users, float(users))
+        """Users wanted now."""
+        if self.clock.began and self.clock.now() >= self.windows[-1].end:
+            return None
+        users = max(window.level.users for window in self.windows)
+        return users, float(users)
 
 
-class RankUser(FastHttpUser):
+class RankUser(User):
     """A caller that ranks over one kept connection and checks every answer."""
 
     queries: ClassVar[list[traffic.Query]] = []
-    rate: ClassVar[float] = 0.0
-    began: ClassVar[float] = 0.0
+    messages: ClassVar[list[bytes]] = []
+    numbers: ClassVar["itertools.count[int]"] = itertools.count()
     tickets: ClassVar["itertools.count[int]"] = itertools.count()
-    network_timeout = 30.0
-    connection_timeout = 5.0
+    clock: ClassVar[Clock] = Shape.clock
+    turns: ClassVar[shapes.Turns]
+    recorder: ClassVar[Recorder]
+
+    def on_start(self) -> None:
+        """Take a number and a connection."""
+        self.number = next(self.numbers)
+        address = urlsplit(str(self.host))
+        self.connection = client.Connection(
+            str(address.hostname), address.port or HTTP_PORT, TIMEOUT_S
+        )
 
     @task
     def rank(self) -> None:
-        """POST /rank; anything but 200 with just the ids that were sent is a failure."""
-        ticket = next(self.tickets)
-        query = self.queries[ticket % len(self.queries)]
-        with self.client.post(
-            "/rank",
-            data=query.body,  # type: ignore[arg-type]  # bytes, as geventhttpclient sends
-            headers={"Content-Type": "application/json"},
-            catch_response=True,
-            context={"late_ms": self._wait_for_turn(ticket)},
-        ) as response:
-            fault = traffic.fault_of(query, response.status_code, response.content)
-            if fault:
-                response.failure(fault)
+        """POST /rank when it is due; anything but 200 with just the ids sent is a failure."""
+        turn = self.turns.take(self.number, self.clock.now())
+        if turn is None:
+            raise StopUser
+        self.clock.sleep_until(turn.due)
+        place = next(self.tickets) % len(self.queries)
+        self.recorder.sent(self.number, turn)
+        sent = self.clock.now()
+        reply, fault = self._ask(self.messages[place])
+        done = self.clock.now()
+        if reply is not None:
+            fault = traffic.fault_of(self.queries[place], reply.status, reply.body)
+        self.environment.events.request.fire(
+            request_type="POST",
+            name=PATH,
+            response_time=(done - turn.due) * 1000,
+            response_length=len(reply.body) if reply else 0,
+            exception=RuntimeError(fault) if fault else None,
+            response=None,
+            context={"user": self.number, "turn": turn, "sent": sent, "done": done, "fault": fault},
+        )
 
-    def _wait_for_turn(self, ticket: int) -> float:
-        # ms that this request leaves late because every user was busy; a timer's own lateness
-        # is the generator's, not the service's, and so it does not count.
-        if not self.rate:
-            return 0.0
-        ahead = shapes.intended_start(self.began, ticket, self.rate) - time.perf_counter()
-        if ahead > 0:
-            gevent.sleep(ahead)
-        return max(0.0, -ahead) * 1000
+    def _ask(self, message: bytes) -> tuple[client.Reply | None, str | None]:
+        try:
+            return self.connection.ask(message), None
+        except client.NoAnswer as error:
+            gevent.sleep(0)  # a service that refuses at once must not keep the others from running
+            return None, str(error)
 
 
 @events.init_command_line_parser.add_listener
@@ -166,43 +127,103 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Our own options, beside Locust's."""
     parser.add_argument("--bundle", type=Path, help="bundle folder that requests are drawn from")
     parser.add_argument("--candidates", type=int, default=200, help="candidates a request")
-    parser.add_argument("--seed", type=int, default=1, help="draws the same requests again")
-    parser.add_argument("--levels", default="8", help="users, one level after another: 1,8,32")
+    parser.add_argument("--seed", type=int, default=1, help="the same requests and arrivals again")
+    parser.add_argument("--levels", default="8", help="users of closed loops: 1,8,32 or none")
+    parser.add_argument("--rates", default=NONE, help="arrivals/s of open loops: 100,200 or none")
+    parser.add_argument("--connections", type=int, default=64, help="users of the open loops")
+    parser.add_argument("--arrivals", choices=[*shapes.ARRIVALS], default="poisson")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds before each level")
     parser.add_argument("--duration", type=float, default=10.0, help="measured seconds a level")
-    parser.add_argument("--rate", type=float, default=0.0, help="requests/s by a schedule, 0: none")
     parser.add_argument("--service-pid", type=int, help="whose CPU time to read")
     parser.add_argument("--out", type=Path, default=Path("loadtest.json"), help="result as JSON")
 
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Draw the requests and hang the recorder onto Locust's events."""
+    """Draw the requests, lay out the windows, and hang the recorder onto Locust's events."""
     options: Any = environment.parsed_options
-    levels = [int(level) for level in options.levels.split(",")]
-    Shape.windows = shapes.steps(levels, options.warmup, options.duration)
-    pool = traffic.read_pool(options.bundle)
-    RankUser.queries = traffic.draw(pool, options.candidates, POOL, options.seed)
-    RankUser.rate = options.rate
-    recorder = Recorder(Shape.windows, options.service_pid)
+    windows = shapes.steps(levels_of(options), options.warmup, options.duration)
+    queries = draw(str(environment.host), options)
+    host = urlsplit(str(environment.host)).netloc
+    Shape.windows = windows
+    RankUser.queries = queries
+    RankUser.messages = [client.message(host, PATH, query.body) for query in queries]
+    RankUser.turns = shapes.Turns(windows, shapes.ARRIVALS[options.arrivals], options.seed)
+    RankUser.recorder = Recorder(windows)
+    listen(environment, RankUser.recorder, RankUser.turns, Cpu(options.service_pid))
+
+
+def draw(host: str, options: Any) -> list[traffic.Query]:
+    """The requests; the process ends with a message where there is nothing to ask or to draw."""
+    try:
+        server.get_json(f"{host}/readyz")
+        pool = traffic.read_pool(options.bundle)
+        return traffic.draw(pool, options.candidates, POOL, options.seed)
+    except server.ServerFailed as error:
+        sys.exit(f"loadtest: no service is ready there; `make serve` starts one ({error})")
+    except traffic.BundleUnusable as error:
+        sys.exit(f"loadtest: {error}")
+
+
+def listen(environment: Environment, recorder: Recorder, turns: shapes.Turns, cpu: Cpu) -> None:
+    """Start the clock with the test, record its answers, and write the result at its end."""
+    cores: list[dict[str, float]] = []
 
     def begin(**_: Any) -> None:
-        recorder.begin()
-        RankUser.began = recorder.began
+        gc.collect()
+        gc.freeze()  # a collection of what is here for good would stall all users at once
+        Shape.clock.start()
+        gevent.spawn(watch, recorder, cpu, cores)
+
+    def record(context: dict[str, Any], **_: Any) -> None:
+        recorder.answered(
+            context["user"], context["turn"], context["sent"], context["done"], context["fault"]
+        )
 
     def finish(**_: Any) -> None:
-        result = recorder.result()
-        options.out.write_text(json.dumps(result))
-        complete = len(result["windows"]) == len(levels)
-        answered = complete and all(h.get_total_count() for h in recorder.histograms)
-        environment.process_exit_code = 0 if answered and not recorder.failures else 1
+        for place, _window in enumerate(recorder.windows):
+            for due in turns.given_up(place):
+                recorder.given_up(place, due)
+        recorder.end()
+        options: Any = environment.parsed_options
+        options.out.write_text(json.dumps(recorder.result(cores)))
+        answered = all(tally.times.get_total_count() for tally in recorder.tallies)
+        complete = len(cores) == len(recorder.windows) and answered
+        environment.process_exit_code = 0 if complete and not recorder.failures else 1
         logging.getLogger(__name__).info("%d requests, %s", recorder.requests, recorder.failures)
 
     environment.events.test_start.add_listener(begin)
-    environment.events.request.add_listener(recorder.record)
+    environment.events.request.add_listener(record)
     environment.events.quitting.add_listener(finish)
 
 
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def levels_of(options: Any) -> list[shapes.Level]:
+    """The closed loops and after them the open ones."""
+    closed = [shapes.Level(int(users)) for users in _listed(options.levels)]
+    open_loops = [shapes.Level(options.connections, float(r)) for r in _listed(options.rates)]
+    if not options.bundle or not closed + open_loops:
+        sys.exit("loadtest: expected --bundle FOLDER and --levels or --rates")
+    return closed + open_loops
+
+
+def watch(recorder: Recorder, cpu: Cpu, cores: list[dict[str, float]]) -> None:
+    """Read the CPU counters at the windows' edges, and say how far the test is."""
+    for window, tally in zip(recorder.windows, recorder.tallies, strict=True):
+        Shape.clock.sleep_until(window.start)
+        before = cpu.read()
+        Shape.clock.sleep_until(window.end)
+        cores.append(before.until(cpu.read()))
+        print(f"  {window.level.name}: {progress(window, tally)}", flush=True)
+
+
+def progress(window: shapes.Window, tally: Tally) -> str:
+    """A window in a line, as far as its answers are there."""
+    answered = tally.after_send.get_total_count()
+    if not answered:
+        return "no answer yet to what was due in the measured seconds"
+    p50, p99 = (histograms.ms(tally.times, percentile) for percentile in (50, 99))
+    return f"{answered / window.seconds:.0f} answers/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+
+
+def _listed(text: str) -> list[str]:
+    return [] if text == NONE else text.split(",")

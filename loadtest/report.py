@@ -1,261 +1,279 @@
-"""From what the load generator recorded to a table and ratios. Pure: no files, no processes.
+"""A run as a page, a picture and files that later runs are compared with.
 
-Times are pooled over the rounds (histograms add up); throughput is taken by round, and so is the
-ratio, because the two sides of one round ran minutes apart at most, on the same machine.
+    python -m loadtest.report [RUN] [--against EARLIER]
+
+RUN and EARLIER are folders that ``python -m loadtest.compare`` wrote (RUN: reports/loadtest). Shows
+RUN, and makes its page anew from its compare.json; with ``--against`` writes against.md and
+against.png beside it instead, a table of ratios with their spread. Exits with 0, or with 2 where
+there is no run or the two are not comparable: another machine, other settings or other bundles.
 """
 
+import argparse
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from hdrh.histogram import HdrHistogram
+from loadtest import against, histograms, measured, plot, sides
+from loadtest.measured import Knee, Measured, Ratio, Row, Spread
 
-LONGEST_US: Final = 600_000_000
-GENERATOR_LIMIT: Final = 0.80
-FOREIGN_LIMIT: Final = 0.2
-DENSE: Final = "dense"
-SLIM: Final = "slim"
+FORMAT: Final = 1
+FILE: Final = "compare.json"
+DEFAULT: Final = Path("reports/loadtest")
+UNUSABLE: Final = 2
+HEAD: Final = (
+    "model",
+    "load",
+    "answers/s (rounds)",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "max ms",
+    "p99 ms after sending",
+    "unsent",
+    "failed",
+    "service CPU µs/request",
+    "generator CPU",
+    "generator late ms",
+)
+
+
+class RunUnusable(Exception):
+    """That is no run that can be reported; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One measured window of one side in one round.
+class Report:
+    """A run and what follows from it.
 
     Attributes:
-        failures: requests that failed inside the window.
-        generator_cpu: cores that the load generator kept busy.
-        service_cpu: cores that the service and its workers kept busy.
-        foreign_cpu: cores that everybody else on the machine kept busy.
+        about: machine, settings, bundles: how it was measured.
+        notes: what a reader must know before believing the tables.
     """
 
-    side: str
-    users: int
-    seconds: float
-    failures: int
-    histogram: HdrHistogram
-    generator_cpu: float
-    service_cpu: float
-    foreign_cpu: float
-
-    @property
-    def rps(self) -> float:
-        """Requests answered rightly, a second."""
-        return float(self.histogram.get_total_count()) / self.seconds
+    about: Mapping[str, Any]
+    windows: Sequence[Measured]
+    rows: Sequence[Row]
+    ratios: Sequence[Ratio]
+    knees: Sequence[Knee]
+    notes: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One side at one level of load, over all rounds. Times in ms, from unrounded ones."""
-
-    side: str
-    users: int
-    rounds: int
-    requests: int
-    failures: int
-    rps: float
-    rps_low: float
-    rps_high: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    generator_cpu: float
-    service_cpu: float
-    service_us: float
-    foreign_cpu: float
+def of_windows(about: Mapping[str, Any], windows: Sequence[Mapping[str, Any]]) -> Report:
+    """What follows from recorded windows."""
+    taken = measured.read(windows)
+    table = measured.rows(taken)
+    machine = about["machine"]
+    notes = measured.remarks(table, apart=bool(machine["generator_cores"]))
+    cores, workers = len(machine["service_cores"]), about["settings"]["workers"]
+    if 0 < cores < workers:
+        notes.append(f"{workers} workers shared {cores} core(s).")
+    knees = measured.knees(taken)
+    return Report(about, taken, table, measured.ratios(taken), knees, notes)
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Slim against dense at one level of load; above 1 slim is better, in every field."""
-
-    users: int
-    rps: float
-    rps_low: float
-    rps_high: float
-    p50: float
-    p95: float
-    p99: float
-    service_us: float
-
-
-def new_histogram() -> HdrHistogram:
-    """Microseconds, kept to three significant digits."""
-    return HdrHistogram(1, LONGEST_US, 3)
+def write(out: Path, about: Mapping[str, Any], windows: Sequence[Mapping[str, Any]]) -> Report:
+    """All files of a run; returns what they say."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = of_windows(about, windows)
+    derived = {
+        "rows": [asdict(row) for row in report.rows],
+        "ratios": [asdict(ratio) for ratio in report.ratios],
+        "knees": [asdict(knee) for knee in report.knees],
+        "notes": list(report.notes),
+    }
+    held = {"format": FORMAT, "about": dict(about), **derived, "windows": list(windows)}
+    (out / FILE).write_text(json.dumps(held, indent=1), encoding="utf-8")
+    _write_distributions(out / "hgrm", report.windows)
+    _write_page(out, report)
+    return report
 
 
-def read(side: str, result: Mapping[str, Any]) -> list[Measured]:
-    """The windows that the Locust file wrote."""
-    return [
-        Measured(
-            side=side,
-            users=window["users"],
-            seconds=window["seconds"],
-            failures=window["failures"],
-            histogram=HdrHistogram.decode(window["histogram"]),
-            generator_cpu=window["generator_cpu"],
-            service_cpu=window["service_cpu"],
-            foreign_cpu=window["foreign_cpu"],
-        )
-        for window in result["windows"]
-    ]
+def load(run: Path) -> Report:
+    """A run from its folder, or from its compare.json itself.
 
-
-def rows(measured: Iterable[Measured]) -> list[Row]:
-    """One row a side and level, by level, dense before slim."""
-    groups: dict[tuple[int, str], list[Measured]] = {}
-    for window in measured:
-        groups.setdefault((window.users, window.side), []).append(window)
-    return [_row(group) for _, group in sorted(groups.items())]
-
-
-def ratios(measured: Sequence[Measured]) -> list[Ratio]:
-    """Slim against dense by level; of throughput the median round, with the range of the rounds."""
-    table = {(row.users, row.side): row for row in rows(measured)}
-    levels = sorted({users for users, _ in table})
-    return [
-        _ratio(table[users, DENSE], table[users, SLIM], _by_round(measured, users))
-        for users in levels
-        if (users, DENSE) in table and (users, SLIM) in table
-    ]
-
-
-def remarks(table: Iterable[Row], *, apart: bool) -> list[str]:
-    """What a reader must know before believing the table; one sentence each.
-
-    Args:
-        table: the rows.
-        apart: whether service and generator had cores of their own.
+    Raises:
+        RunUnusable: there is none, or of another format.
     """
-    notes = [] if apart else ["Service and load generator shared their cores."]
-    for row in table:
-        where = f"{row.side} at {row.users} users"
-        if row.generator_cpu > GENERATOR_LIMIT:
-            notes.append(
-                f"{where}: the load generator was the limit ({row.generator_cpu:.0%} of a core, "
-                f"over {GENERATOR_LIMIT:.0%}): the service can do more than these {row.rps:.0f} "
-                "requests/s, and the ratio is a lower bound where this side is slim."
-            )
-        if row.foreign_cpu > FOREIGN_LIMIT:
-            notes.append(
-                f"{where}: other processes kept {row.foreign_cpu:.1f} cores busy: measure again "
-                "on a quiet machine."
-            )
-    return notes
+    path = run / FILE if run.is_dir() else run
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunUnusable(
+            f"{path}: {error.strerror}; expected what `python -m loadtest.compare` wrote"
+        ) from None
+    except ValueError:
+        raise RunUnusable(f"{path}: expected JSON") from None
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise RunUnusable(f"{path}: expected a run of format {FORMAT}, found another")
+    return of_windows(held["about"], held["windows"])
 
 
-def markdown(table: Sequence[Row], compared: Sequence[Ratio]) -> str:
-    """The table as Markdown, a line of ratios under each level."""
-    head = (
-        "| model | users | requests/s (min-max of rounds) | p50 ms | p95 ms | p99 ms | max ms "
-        "| service CPU µs/request | generator CPU | failed |"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, or the comparison if one is asked for; the process's exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    lines = [head, "|---|" + "---:|" * (head.count("|") - 2)]
-    for row in table:
-        lines.append(
-            f"| {row.side} | {row.users} | {row.rps:.0f} ({row.rps_low:.0f}-{row.rps_high:.0f}) "
-            f"| {row.p50_ms:.2f} | {row.p95_ms:.2f} | {row.p99_ms:.2f} | {row.max_ms:.2f} "
-            f"| {row.service_us:.0f} | {row.generator_cpu:.0%} | {row.failures} |"
-        )
-        lines += [
-            f"| **slim is better by** | {ratio.users} | **{ratio.rps:.2f}x** "
-            f"({ratio.rps_low:.2f}-{ratio.rps_high:.2f}) | {ratio.p50:.2f}x | {ratio.p95:.2f}x "
-            f"| {ratio.p99:.2f}x | | {ratio.service_us:.2f}x | | |"
-            for ratio in compared
-            if row.side == SLIM and ratio.users == row.users
-        ]
+    parser.add_argument("run", type=Path, nargs="?", default=DEFAULT, help="folder of a run")
+    parser.add_argument("--against", type=Path, metavar="EARLIER", help="folder of an earlier run")
+    options = parser.parse_args(argv)
+    try:
+        now = load(options.run)
+        folder = options.run if options.run.is_dir() else options.run.parent
+        if options.against is None:
+            _write_page(folder, now)
+            print(tables(now), *now.notes, sep="\n")
+            return 0
+        return _compare(now, load(options.against), folder)
+    except RunUnusable as error:
+        print(f"loadtest: {error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def tables(report: Report) -> str:
+    """Knees, open loops and closed loops as Markdown."""
+    open_rows = [row for row in report.rows if row.rate is not None]
+    closed = [row for row in report.rows if row.rate is None]
+    parts = []
+    if report.knees:
+        parts += ["## Knee", knee_table(report.knees)]
+    if open_rows:
+        parts += ["## Arrivals by a timetable (open loop)", markdown(open_rows, report.ratios)]
+    if closed:
+        parts += ["## Users who wait for answers (closed loop)", markdown(closed, report.ratios)]
+    return "\n\n".join(parts)
+
+
+def markdown(table: Sequence[Row], ratios: Sequence[Ratio]) -> str:
+    """Rows as a table, lines of ratios under each level."""
+    by_side = {(ratio.side, ratio.level): ratio for ratio in ratios}
+    lines = [_line(HEAD), "|---|" + "---:|" * (len(HEAD) - 1)]
+    for row, following in zip(table, [*table[1:], None], strict=True):
+        lines.append(_line(_cells(row)))
+        if following is None or following.level != row.level:
+            here = [by_side.get((side, row.level)) for side in sides.SIDES]
+            lines += [_line(_ratio_cells(ratio)) for ratio in here if ratio is not None]
     return "\n".join(lines)
 
 
-def page(
-    table: Sequence[Row], compared: Sequence[Ratio], notes: Sequence[str], about: Mapping[str, Any]
-) -> str:
-    """The table with its plot, what to know about it and how it was measured."""
+def knee_table(knees: Sequence[Knee]) -> str:
+    """The knees as a table."""
+    dense = next((knee.rate.middle for knee in knees if knee.side == sides.DENSE), 0.0)
+    lines = [
+        _line(("model", "knee, arrivals/s (rounds)", "p99 within ms", "against dense")),
+        "|---|---:|---:|---:|",
+    ]
+    for knee in knees:
+        low, high = knee.rate.low, knee.rate.high
+        least = "at least " if knee.at_least else ""
+        times = f"{knee.rate.middle / dense:.2f}x" if dense and knee.side != sides.DENSE else ""
+        told = f"{least}{knee.rate.middle:g} ({low:g}-{high:g})" if high else "none"
+        limit = f"{knee.limit_ms:.2f}" if knee.limit_ms else ""
+        lines.append(_line((knee.side, told, limit, times)))
+    return "\n".join(lines)
+
+
+def page(report: Report) -> str:
+    """The tables with their plot, what to know about them and how they were measured."""
+    about = report.about
+    how = {key: value for key, value in about.items() if not isinstance(value, Mapping)}
+    for part in ("machine", "settings", "bundles", "capacity", "rates"):
+        how |= {f"{part}: {key}": value for key, value in about.get(part, {}).items()}
     return "\n".join(
         [
             f"# Dense against slim: {about['model']}",
             "",
-            markdown(table, compared),
+            "![times by arrival rate, throughput, and how the generator fared](compare.png)",
             "",
-            "Times are unrounded and pooled over the rounds; requests/s and its ratio are the "
-            "median round's.",
-            *(f"- {note}" for note in notes),
+            tables(report),
             "",
-            "![throughput, times and ratios](compare.png)",
+            "Times are unrounded, pooled over the rounds, and count from when a request was due by "
+            "the timetable, or in a closed loop from when it was sent. The knee is the highest "
+            f"arrival rate up to which p99 stays within {measured.KNEE:g} times what it is at the "
+            "lowest rate and all arrivals are sent. Ratios are the median round's, with the range "
+            f"of the rounds. p99.9 is shown from {measured.FEWEST_FOR_P999} answers on.",
+            *(f"- {note}" for note in report.notes),
             "",
             "| how | |",
             "|---|---|",
-            *(f"| {name} | {value} |" for name, value in about.items()),
+            *(f"| {name} | {value} |" for name, value in how.items()),
             "",
         ]
     )
 
 
-def as_json(
-    table: Sequence[Row], compared: Sequence[Ratio], notes: Sequence[str], about: Mapping[str, Any]
-) -> str:
-    """The same for machines, with how it was measured."""
-    return json.dumps(
-        {
-            "about": dict(about),
-            "rows": [asdict(row) for row in table],
-            "ratios": [asdict(ratio) for ratio in compared],
-            "notes": list(notes),
-        },
-        indent=2,
+def _compare(now: Report, then: Report, folder: Path) -> int:
+    differences = against.differences(now.about, then.about)
+    if differences:
+        print("loadtest: not comparable:", *differences, sep="\n  ", file=sys.stderr)
+        return UNUSABLE
+    changes = against.changes(now.windows, then.windows)
+    text = against.markdown(changes, str(then.about["date"]), str(now.about["date"]))
+    notes = [f"- Earlier run: {note}" for note in then.notes]
+    notes += [f"- This run: {note}" for note in now.notes]
+    text = "\n".join([text, "", *notes])
+    (folder / "against.md").write_text(f"{text}\n\n![both runs](against.png)\n", encoding="utf-8")
+    plot.draw_against(now.rows, then.rows, folder / "against.png")
+    print(text, f"written to {folder}: against.md, against.png", sep="\n\n")
+    return 0
+
+
+def _write_page(out: Path, report: Report) -> None:
+    (out / "compare.md").write_text(page(report), encoding="utf-8")
+    plot.draw(report.rows, report.ratios, report.knees, out / "compare.png")
+
+
+def _write_distributions(folder: Path, windows: Sequence[Measured]) -> None:
+    folder.mkdir(exist_ok=True)
+    for stale in folder.glob("*.hgrm"):
+        stale.unlink()
+    pools: dict[str, list[Measured]] = {}
+    for window in windows:
+        name = window.level.name.replace("/", "-per-").replace(" ", "-")
+        pools.setdefault(f"{window.side}-{name}.hgrm", []).append(window)
+    for name, group in pools.items():
+        pooled = histograms.pooled(window.times for window in group)
+        (folder / name).write_text(histograms.hgrm(pooled), encoding="utf-8")
+
+
+def _cells(row: Row) -> Sequence[str]:
+    return (
+        f"{row.side} (generator saturated)" if row.saturated else row.side,
+        row.level.name,
+        f"{row.rps.middle:.0f} ({row.rps.low:.0f}-{row.rps.high:.0f})",
+        f"{row.p50_ms:.2f}",
+        f"{row.p99_ms:.2f}",
+        "" if row.p999_ms is None else f"{row.p999_ms:.2f}",
+        f"{row.max_ms:.2f}",
+        f"{row.after_send_p99_ms:.2f}",
+        str(row.unsent),
+        str(row.failures),
+        f"{row.service_us:.0f}",
+        f"{row.generator_cpu:.0%}",
+        f"{row.lag_p99_ms:.2f}",
     )
 
 
-def _row(group: Sequence[Measured]) -> Row:
-    pooled = new_histogram()
-    for window in group:
-        pooled.add(window.histogram)
-    throughput = [window.rps for window in group]
-    requests = pooled.get_total_count()
-    service = sum(window.service_cpu * window.seconds for window in group)
-    return Row(
-        side=group[0].side,
-        users=group[0].users,
-        rounds=len(group),
-        requests=requests,
-        failures=sum(window.failures for window in group),
-        rps=statistics.median(throughput),
-        rps_low=min(throughput),
-        rps_high=max(throughput),
-        p50_ms=pooled.get_value_at_percentile(50.0) / 1000,
-        p95_ms=pooled.get_value_at_percentile(95.0) / 1000,
-        p99_ms=pooled.get_value_at_percentile(99.0) / 1000,
-        max_ms=pooled.get_max_value() / 1000,
-        generator_cpu=max(window.generator_cpu for window in group),
-        service_cpu=statistics.median(window.service_cpu for window in group),
-        service_us=_divide(service * 1e6, requests),
-        foreign_cpu=statistics.median(window.foreign_cpu for window in group),
-    )
+def _ratio_cells(ratio: Ratio) -> Sequence[str]:
+    times = [_times(spread) for spread in (ratio.rps, ratio.p50, ratio.p99)]
+    if ratio.rate is not None:
+        times[0] = ""  # the timetable's rate, not the service's
+    blank = [""] * 5
+    service = _times(ratio.service_us)
+    return (f"**{ratio.side} is better by**", ratio.level.name, *times, *blank, service, "", "")
 
 
-def _by_round(measured: Sequence[Measured], users: int) -> list[float]:
-    rps = {
-        side: [window.rps for window in measured if (window.users, window.side) == (users, side)]
-        for side in (DENSE, SLIM)
-    }
-    return [_divide(slim, dense) for dense, slim in zip(rps[DENSE], rps[SLIM], strict=False)]
+def _times(spread: Spread) -> str:
+    return f"**{spread.middle:.2f}x** ({spread.low:.2f}-{spread.high:.2f})"
 
 
-def _ratio(dense: Row, slim: Row, rounds: Sequence[float]) -> Ratio:
-    return Ratio(
-        users=dense.users,
-        rps=statistics.median(rounds),
-        rps_low=min(rounds),
-        rps_high=max(rounds),
-        p50=_divide(dense.p50_ms, slim.p50_ms),
-        p95=_divide(dense.p95_ms, slim.p95_ms),
-        p99=_divide(dense.p99_ms, slim.p99_ms),
-        service_us=_divide(dense.service_us, slim.service_us),
-    )
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _divide(above: float, below: float) -> float:
-    # Nothing answered, or no CPU time seen: there is no ratio, and JSON knows no NaN.
-    return above / below if below else 0.0
+if __name__ == "__main__":
+    sys.exit(main())

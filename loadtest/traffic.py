@@ -132,7 +132,7 @@ def draw(pool: Pool, candidates: int, count: int, seed: int) -> list[Query]:
     return [_query(pool, rng.sample(range(len(pool.ids)), candidates), rng) for _ in range(count)]
 
 
-def fault_of(query: Query, status: int, content: bytes | None) -> str | None:
+def fault_of(query: Query, status: int, content: bytes) -> str | None:
     """What is wrong with an answer, in words that group; None if it is right.
 
     Right is 200 with each id that was sent once, and scores that fall.
@@ -141,8 +141,6 @@ def fault_of(query: Query, status: int, content: bytes | None) -> str | None:
         answer = json.loads(content or b"{}")
     except ValueError:
         return f"{status}: the answer is not JSON"
-    if status == 0:
-        return "no answer: connection refused, broken or timed out"
     if status != HTTPStatus.OK:
         return f"{status} {answer.get('code', '')}".rstrip()
     ids, scores = answer.get("ids", ()), answer.get("scores", ())

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import report
+from loadtest import histograms
+from loadtest.measured import Measured
+from loadtest.shapes import Level
 
 STANDIN = Path(__file__).with_name("standin.py")
 ITEMS = [f"i{n}" for n in range(60)]
@@ -51,7 +53,14 @@ SESSION_CARD = {
     "coded": {"flops": 1, "bytes": {"item table": 100}, "us_per_request": 30.0},
 }
 SESSIONS = [{"session_items": []}, {"session_items": ["i1", "i2", "i3"]}]
-MANIFEST = {"golden": "golden.json", "items": {"ids": "items/ids.json"}, "card": CARD}
+MANIFEST = {
+    "golden": "golden.json",
+    "items": {"ids": "items/ids.json"},
+    "card": CARD,
+    "numerics": "fp32",
+    "flops": 9000,
+    "features": [{"name": "age", "tensor": "request_numeric"}, {"name": "hour", "tensor": None}],
+}
 
 
 @pytest.fixture(scope="session")
@@ -65,22 +74,38 @@ def standin() -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def measured() -> Callable[..., report.Measured]:
-    """A measured window with the times given; 8 users, 2 s and a calm machine unless changed."""
+def measured() -> Callable[..., Measured]:
+    """A measured window with the times given, in µs; 8 users, 2 s and a calm machine otherwise."""
 
-    def make(side: str, times_us: Iterable[int], **changes: float) -> report.Measured:
-        histogram = report.new_histogram()
+    def make(
+        side: str,
+        times_us: Iterable[int],
+        level: Level = Level(8),  # noqa: B008 - frozen
+        number: int = 0,
+        lag_us: int = 50,
+        **changes: float,
+    ) -> Measured:
+        times, lag = histograms.new(), histograms.new()
         for time_us in times_us:
-            histogram.record_value(time_us)
+            histograms.record(times, time_us / 1e6)
+            histograms.record(lag, lag_us / 1e6)
         values = {
-            "users": 8,
             "seconds": 2.0,
             "failures": 0,
+            "unsent": 0,
             "generator_cpu": 0.5,
             "service_cpu": 0.8,
             "foreign_cpu": 0.0,
         }
-        return report.Measured(side=side, histogram=histogram, **(values | changes))
+        return Measured(
+            side=side,
+            round=number,
+            level=level,
+            times=times,
+            after_send=times,
+            lag=lag,
+            **(values | changes),
+        )
 
     return make
 
@@ -97,6 +122,9 @@ def make_store() -> Callable[[Path], Path]:
             (bundle / "manifest.json").write_text(json.dumps(MANIFEST))
             golden = [{"request": {**person, "candidates": {"ids": ["i1"]}}} for person in PEOPLE]
             (bundle / "golden.json").write_text(json.dumps(golden))
+            alias = folder / "store/ctr/aliases" / f"{'dense' if version == '1' else 'slim'}.json"
+            alias.parent.mkdir(exist_ok=True)
+            alias.write_text(json.dumps({"version": version, "previous": []}))
             bundle = folder / "store/session/versions" / version
             bundle.mkdir(parents=True)
             manifest = {"golden": "golden.json", "session": {"items": 3}, "card": SESSION_CARD}

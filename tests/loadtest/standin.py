@@ -53,7 +53,8 @@ class StandIn:
         name = path.removeprefix("/models/")
         if name in self.aliases:
             version = self.version(name)
-            return 200, {"name": name, "version": version, "digest": f"sha256:{version}"}
+            served = {"name": name, "version": version, "digest": f"sha256:{version}"}
+            return 200, {**served, "numerics": "fp32"}
         if path == "/recommend":
             return self.recommend(json.loads(body))
         if path != "/rank":
@@ -89,12 +90,13 @@ class StandIn:
         return 200, {**answer, "items": rows[: request.get("top_k")]}
 
     def version(self, name: str) -> str:
-        """As the pipelines publish: dense first, then slim or coded."""
-        return "1" if self.aliases[name] == "dense" else "2"
+        """As the pipelines publish: dense first, then slim or coded; a version is itself."""
+        selector = self.aliases[name]
+        return selector if selector.isdecimal() else "1" if selector == "dense" else "2"
 
     def delay_s(self) -> float:
-        """How long a ranking takes: known beforehand, by the model's alias."""
-        slow = self.aliases[self.name] == "dense"
+        """How long a ranking takes: known beforehand, by the model's version."""
+        slow = self.version(self.name) == "1"
         return float(self.options.dense_ms if slow else self.options.slim_ms) / 1000
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from loadtest import compare, report
+from loadtest import compare
+from loadtest.measured import Ratio, Spread
 
 Compare = Callable[..., int]
 FLAGS = (
     "--users",
     "4",
+    "--shares",
+    "none",
     "--candidates",
     "20",
     "--duration",
@@ -75,10 +78,10 @@ def test_known_delays_come_out(compared: Compared) -> None:
     assert (dense["side"], slim["side"]) == ("dense", "slim")
     for row, delay_s in ((dense, 0.060), (slim, 0.020)):
         assert row["p50_ms"] >= delay_s * 1000
-        assert 0 < row["rps"] <= 4 / delay_s + 4
-        assert row["max_ms"] >= row["p99_ms"] >= row["p95_ms"] >= row["p50_ms"]
+        assert 0 < row["rps"]["middle"] <= 4 / delay_s + 4
+        assert row["max_ms"] >= row["p99_ms"] >= row["p50_ms"]
         assert row["failures"] == 0
-    assert compared.report["ratios"][0]["rps"] > 1
+    assert compared.report["ratios"][0]["rps"]["middle"] > 1
 
 
 @pytest.mark.slow
@@ -92,13 +95,13 @@ def test_report_has_table_plot_and_how_it_was_measured(compared: Compared) -> No
     """One command leaves a Markdown page, a PNG, and JSON that names both bundles and the load."""
     about = compared.report["about"]
 
-    assert "| slim | 4 |" in (compared.out / "compare.md").read_text()
+    assert "| slim | 4 users |" in (compared.out / "compare.md").read_text()
     assert (compared.out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert about["bundles"] == {
-        "dense": {"version": "1", "digest": "sha256:1"},
-        "slim": {"version": "2", "digest": "sha256:2"},
+        "dense": {"version": "1", "digest": "sha256:1", "numerics": "fp32"},
+        "slim": {"version": "2", "digest": "sha256:2", "numerics": "fp32"},
     }
-    assert (about["candidates"], about["users"]) == (20, [4])
+    assert (about["settings"]["candidates"], about["users"]) == (20, [4])
 
 
 @pytest.mark.slow
@@ -125,21 +128,35 @@ def test_answers_for_other_ids_fail_the_comparison(
 
 
 @pytest.mark.slow
-def test_schedule_paces_the_load(run: Compare, tmp_path: Path) -> None:
-    """With --rate, requests come at that rate, however fast the service answers."""
-    status = run("--rate", "30")
+def test_timetable_paces_the_load(run: Compare, tmp_path: Path) -> None:
+    """At --rates, requests come at that rate, however fast the service answers."""
+    status = run("--users", "none", "--rates", "40", "--arrivals", "even", "--duration", "1.5")
 
     assert status == 0
-    assert all(0 < row["rps"] <= 35 for row in rows(tmp_path))
+    assert [row["requests"] for row in rows(tmp_path)] == [60, 60]
 
 
 @pytest.mark.slow
-def test_stall_shows_in_the_times_of_a_schedule(run: Compare, tmp_path: Path) -> None:
-    """4 users who wait 60 ms each cannot keep 200 requests/s: the wait for a free user counts."""
-    run("--rate", "200", "--duration", "2")
+def test_stall_shows_in_the_times_of_a_timetable(run: Compare, tmp_path: Path) -> None:
+    """4 connections with answers of 60 ms bear 67 requests/s, not 200: the wait counts."""
+    run("--users", "none", "--rates", "200", "--connections", "4", "--duration", "1.5")
 
     dense, _ = rows(tmp_path)
     assert dense["p50_ms"] > 500
+    assert dense["after_send_p99_ms"] < dense["p50_ms"]
+    assert dense["unsent"] > 0
+
+
+@pytest.mark.slow
+def test_rates_follow_the_capacity(run: Compare, tmp_path: Path) -> None:
+    """Without --rates each side is driven at shares of what it can do, dense's low one included."""
+    status = run("--users", "none", "--shares", "0.1,0.9", "--arrivals", "even")
+
+    about = Compared(status, tmp_path / "out").report["about"]
+    dense, slim = about["rates"]["dense"], about["rates"]["slim"]
+    assert status == 0
+    assert dense[0] == slim[0]
+    assert dense[0] < dense[1] < slim[1]
 
 
 @pytest.mark.slow
@@ -147,7 +164,7 @@ def test_levels_are_measured_one_by_one(run: Compare, tmp_path: Path) -> None:
     """--users 1,4 gives a row for each, with more answers at 4."""
     status = run("--users", "1,4", "--duration", "1.5", "--warmup", "1.5")
 
-    rps = {(row["side"], row["users"]): row["rps"] for row in rows(tmp_path)}
+    rps = {(row["side"], row["users"]): row["rps"]["middle"] for row in rows(tmp_path)}
     assert status == 0
     assert rps["dense", 4] > 2 * rps["dense", 1]
 
@@ -201,8 +218,15 @@ def test_service_and_generator_get_cores_of_their_own() -> None:
         ["--candidates", "0"],
         ["--candidates", "-3"],
         ["--workers", "0"],
-        ["--rate", "-5"],
-        ["--rate", "nan"],
+        ["--users", "1.5"],
+        ["--users", "many"],
+        ["--rates", "-5"],
+        ["--rates", "nan"],
+        ["--rates", "99999"],
+        ["--shares", "0"],
+        ["--shares", "9"],
+        ["--connections", "999"],
+        ["--users", "none", "--shares", "none"],
         ["--min-ratio", "nan"],
     ],
 )
@@ -214,16 +238,28 @@ def test_load_is_bounded(flags: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "expected" in capsys.readouterr().err
 
 
-def test_gate_is_off_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --min-ratio any ratio passes; with it the lowest one decides, and is told."""
-    ratios = [
-        report.Ratio(users, rps, rps, rps, 1.0, 1.0, 1.0, 1.0)
-        for users, rps in ((1, 1.4), (8, 0.9))
-    ]
+def ratio(best: float, **of: Any) -> Ratio:
+    """A ratio whose judged value is at best that."""
+    even, judged = Spread(1.0, 1.0, 1.0), Spread(best, 0.1, best)
+    values = {"side": "slim", "users": 8, "rate": None, "rps": judged, "p50": even}
+    return Ratio(**{**values, "p99": even, "service_us": even, **of})
 
-    assert compare.below(ratios, None) == 0
-    assert compare.below(ratios, 0.9) == 0
-    assert compare.below(ratios, 1.0) == compare.BELOW_RATIO
-    assert (
-        "slim answers 0.90x of dense at 8 users, --min-ratio asks for 1x" in capsys.readouterr().err
-    )
+
+def test_gate_is_off_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --min-ratio any ratio passes; with it the best round of the worst level decides."""
+    ratios = [ratio(1.4, users=1), ratio(0.9)]
+
+    assert compare.judge(ratios, None) == 0
+    assert compare.judge(ratios, 0.9) == 0
+    assert compare.judge(ratios, 1.0) == compare.BELOW_RATIO
+    said = capsys.readouterr().err
+    assert "slim reaches 0.90x of dense at 8 users, --min-ratio asks for 1x" in said
+
+
+@pytest.mark.parametrize("ratios", [[], [ratio(9.0, rate=100.0)]])
+def test_gate_with_nothing_to_judge_does_not_pass(
+    ratios: list[Ratio], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a closed loop whose generator was fit, nothing is proved of slim."""
+    assert compare.judge(ratios, 0.8) == compare.NOTHING_TO_JUDGE
+    assert "no closed loop to judge" in capsys.readouterr().err

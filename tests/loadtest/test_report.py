@@ -1,146 +1,169 @@
-"""From recorded times to a table, ratios and remarks."""
+"""A run's files, and the command that compares two."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from loadtest import report
+from loadtest import histograms, report
+from loadtest.measured import Measured
+from loadtest.shapes import Level
+
+ABOUT = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "model": "ctr",
+    "machine": {"cores": 2, "service_cores": [0], "generator_cores": [1]},
+    "settings": {"workers": 1},
+    "bundles": {"dense": {"digest": "sha256:1"}, "slim": {"digest": "sha256:2"}},
+    "rounds": 1,
+}
 
 
-def test_row_equals_the_sum_done_by_hand(measured) -> None:
-    """Two rounds of 4 and 2 answers in 2 s: 2 and 1 a second; the times of all six are pooled."""
-    rounds = [
-        measured("dense", [100, 200, 300, 400]),
-        measured("dense", [500, 600], failures=3, generator_cpu=0.7),
+def as_written(window: Measured) -> dict[str, Any]:
+    """A window as the Locust file writes it."""
+    plain = ("side", "round", "seconds", "failures", "unsent")
+    cores = ("generator_cpu", "service_cpu", "foreign_cpu")
+    held = ("times", "after_send", "lag")
+    return {
+        "users": window.level.users,
+        "rate": window.level.rate,
+        **{name: getattr(window, name) for name in (*plain, *cores)},
+        **{name: histograms.encoded(getattr(window, name)) for name in held},
+    }
+
+
+@pytest.fixture
+def windows(measured) -> list[dict[str, Any]]:
+    """Dense and slim with 8 users, and at two rates."""
+    return [
+        as_written(measured(side, [time_us] * count, level))
+        for level in (Level(8), Level(64, 100.0), Level(64, 200.0))
+        for side, time_us, count in (("dense", 4210, 10), ("slim", 1000, 25))
     ]
 
-    (row,) = report.rows(rounds)
 
-    assert (row.rounds, row.requests, row.failures) == (2, 6, 3)
-    assert (row.rps, row.rps_low, row.rps_high) == (1.5, 1.0, 2.0)
-    assert (row.p50_ms, row.p95_ms, row.max_ms) == (0.3, 0.6, 0.6)
-    assert row.generator_cpu == 0.7
-    assert row.service_us == pytest.approx((0.8 * 2 + 0.8 * 2) / 6 * 1e6)
+@pytest.fixture
+def keep(windows: list[dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """A folder with what a run keeps; of another machine or bundle where asked for."""
 
+    def make(name: str, **changes: object) -> Path:
+        (tmp_path / name).mkdir()
+        held = {"format": report.FORMAT, "about": {**ABOUT, **changes}, "windows": windows}
+        (tmp_path / name / report.FILE).write_text(json.dumps(held))
+        return tmp_path / name
 
-def test_percentiles_equal_numpys_on_the_raw_times(measured) -> None:
-    """Every percentile lies within the histogram's 0.1 % of the raw data's neighbouring ranks."""
-    rng = np.random.default_rng(3)
-    times = np.exp(rng.normal(8.0, 0.6, 5000)).astype(np.int64)
-
-    (row,) = report.rows([measured("slim", times[:2000]), measured("slim", times[2000:])])
-
-    for percentile, got in ((50, row.p50_ms), (95, row.p95_ms), (99, row.p99_ms)):
-        low = np.percentile(times, percentile, method="lower")
-        high = np.percentile(times, percentile, method="higher")
-        assert low * 0.999 <= got * 1000 <= high * 1.001
+    return make
 
 
-def test_times_below_a_millisecond_stay_apart(measured) -> None:
-    """410 µs and 430 µs are two different medians: nothing is rounded to milliseconds."""
-    (first,) = report.rows([measured("slim", [410] * 9)])
-    (second,) = report.rows([measured("slim", [430] * 9)])
-
-    assert (first.p50_ms, second.p50_ms) == (0.41, 0.43)
-
-
-def test_ratio_is_above_one_where_slim_is_better(measured) -> None:
-    """Throughput is slim over dense by round; times and CPU are dense over slim."""
-    runs = [
-        measured("dense", [4000] * 10),
-        measured("slim", [1000] * 30, service_cpu=0.6),
-        measured("slim", [1000] * 40, service_cpu=0.6),
-        measured("dense", [4000] * 10),
-    ]
-
-    (ratio,) = report.ratios(runs)
-
-    assert (ratio.rps, ratio.rps_low, ratio.rps_high) == (3.5, 3.0, 4.0)
-    assert ratio.p50 == ratio.p99 == pytest.approx(4.0, rel=0.002)
-    assert ratio.service_us == pytest.approx((3.2 / 20) / (2.4 / 70))
-
-
-def test_levels_are_not_mixed(measured) -> None:
-    """Each number of users is a row and a ratio of its own, dense before slim."""
-    runs = [
-        measured(side, [100] * 10 * users, users=users)
-        for users in (8, 1)
-        for side in ("slim", "dense")
-    ]
-
-    table = report.rows(runs)
-
-    assert [(row.users, row.side) for row in table] == [
-        (1, "dense"),
-        (1, "slim"),
-        (8, "dense"),
-        (8, "slim"),
-    ]
-    assert [(ratio.users, ratio.rps) for ratio in report.ratios(runs)] == [(1, 1.0), (8, 1.0)]
-
-
-def test_generator_at_its_limit_is_told(measured) -> None:
-    """Over 80 % of a core in any round, the row says that the generator was the limit."""
-    table = report.rows(
-        [
-            measured("dense", [100], generator_cpu=0.79),
-            measured("slim", [100], generator_cpu=0.5),
-            measured("slim", [100], generator_cpu=0.81),
-        ]
-    )
-
-    (note,) = report.remarks(table, apart=True)
-
-    assert note.startswith("slim at 8 users: the load generator was the limit (81% of a core")
-
-
-def test_busy_machine_and_shared_cores_are_told(measured) -> None:
-    """Foreign load, and a generator on the service's core, stand beside the numbers."""
-    shared, foreign = report.remarks(
-        report.rows([measured("dense", [100], foreign_cpu=1.5)]), apart=False
-    )
-
-    assert shared == "Service and load generator shared their cores."
-    assert "other processes kept 1.5 cores busy" in foreign
-
-
-def test_markdown_holds_the_ratio_under_its_level(measured) -> None:
+def test_tables_hold_ratios_under_their_level(windows: list[dict[str, Any]]) -> None:
     """The table reads dense, slim, and by how much slim is better, in columns that fit the head."""
-    runs = [measured("dense", [4210] * 10), measured("slim", [1000] * 25)]
+    text = report.tables(report.of_windows(ABOUT, windows))
 
-    lines = report.markdown(report.rows(runs), report.ratios(runs)).splitlines()
-
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+    closed = text.split("## Users who wait")[1].splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in closed[2:]] == [
         "dense",
         "slim",
         "**slim is better by**",
     ]
-    assert "4.21" in lines[2]
-    assert "**2.50x** (2.50-2.50)" in lines[4]
-    assert len({line.count("|") for line in lines}) == 1
+    assert "4.21" in closed[2]
+    assert "**2.50x** (2.50-2.50)" in closed[4]
+    assert len({line.count("|") for line in closed}) == 1
 
 
-def test_nothing_answered_gives_no_ratio_but_a_table(measured) -> None:
-    """With no answer at all the report is still JSON, with zeros instead of NaN."""
-    runs = [measured("dense", [], failures=5), measured("slim", [], failures=5)]
-    table, ratios = report.rows(runs), report.ratios(runs)
+def test_knee_that_no_rate_reached_says_at_least(windows: list[dict[str, Any]]) -> None:
+    """Both sides bear the highest rate: their knees are lower bounds, held against dense."""
+    text = report.tables(report.of_windows(ABOUT, windows))
 
-    text = report.as_json(table, ratios, [], {"model": "ctr"})
-
-    assert json.loads(text)["ratios"][0]["rps"] == 0.0
-    assert "NaN" not in text
+    assert "| slim | at least 200 (200-200) | 3.00 | 1.00x |" in text
 
 
-def test_what_the_locust_file_wrote_reads_back_the_same(measured) -> None:
-    """A histogram survives its journey through JSON."""
-    before = measured("slim", [123, 456, 78_900])
-    window = {
-        name: getattr(before, name)
-        for name in ("users", "seconds", "failures", "generator_cpu", "service_cpu", "foreign_cpu")
-    }
-    result = {"windows": [{**window, "histogram": before.histogram.encode().decode()}]}
+def test_saturated_generator_is_marked_in_its_row(windows: list[dict[str, Any]]) -> None:
+    """Who reads only the table sees that the row supports no claim."""
+    text = report.tables(report.of_windows(ABOUT, [{**windows[0], "generator_cpu": 0.9}]))
 
-    (after,) = report.read("slim", json.loads(json.dumps(result)))
+    assert "| dense (generator saturated) | 8 users |" in text
 
-    assert report.rows([after]) == report.rows([before])
+
+def test_workers_on_fewer_cores_are_told(windows: list[dict[str, Any]]) -> None:
+    """Four workers that shared a core did not run side by side."""
+    about = {**ABOUT, "settings": {"workers": 4}}
+
+    assert "4 workers shared 1 core(s)." in report.of_windows(about, windows).notes
+
+
+def test_run_leaves_files_and_reads_back(windows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Page, PNG, and a .hgrm file a side and level, no stale one; rows and knees from the JSON."""
+    stale = tmp_path / "hgrm" / "dense-9-users.hgrm"
+    stale.parent.mkdir()
+    stale.touch()
+
+    before = report.write(tmp_path, ABOUT, windows)
+    after = report.load(tmp_path)
+
+    assert (after.rows, after.ratios, after.knees) == (before.rows, before.ratios, before.knees)
+    assert "| slim | 8 users |" in (tmp_path / "compare.md").read_text()
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in stale.parent.iterdir()) == [
+        f"{side}-{load}.hgrm"
+        for side in ("dense", "slim")
+        for load in ("100-per-s", "200-per-s", "8-users")
+    ]
+
+
+def test_command_compares_with_an_earlier_run(keep, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of ratios with their spread, on the terminal, in a file and as a picture."""
+    now, then = keep("now"), keep("then")
+
+    status = report.main([str(now), "--against", str(then)])
+
+    assert status == 0
+    assert "| slim | 8 users | answers/s | 1.00x (1.00-1.00) | within the spread |" in (
+        capsys.readouterr().out
+    )
+    assert "answers/s" in (now / "against.md").read_text()
+    assert (now / "against.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_refuses_what_cannot_be_compared(keep, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another machine: 2, 'not comparable' and why, and no table."""
+    now, then = keep("now"), keep("then", machine={**ABOUT["machine"], "cores": 8})
+
+    status = report.main([str(now), "--against", str(then)])
+
+    said = capsys.readouterr().err
+    assert status == report.UNUSABLE
+    assert "not comparable:\n  machine: cores is 2, was 8" in said
+    assert not (now / "against.md").exists()
+
+
+def test_command_without_an_earlier_run_shows_this_one(
+    keep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page is made anew from what the run keeps."""
+    run = keep("run")
+
+    assert report.main([str(run)]) == 0
+    assert "| dense | 8 users |" in capsys.readouterr().out
+    assert (run / "compare.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "expected what `python -m loadtest.compare` wrote"),
+        ("<html>", "expected JSON"),
+        (json.dumps({"rows": []}), "expected a run of format 1"),
+        ("[]", "expected a run of format 1"),
+    ],
+)
+def test_what_is_no_run_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, told: str
+) -> None:
+    """A folder without a run, or with one of an earlier build, is 2 with what was expected."""
+    if content is not None:
+        (tmp_path / "compare.json").write_text(content)
+
+    assert report.main([str(tmp_path)]) == report.UNUSABLE
+    assert told in capsys.readouterr().err
