@@ -135,9 +135,12 @@ class NumericEncoder:
 
     def encode(self, values: Values) -> NDArray[np.float32]:
         """Encode numbers; missing ones become the declared default."""
+        return self.transformed(_numbers(self.spec, values, self.encoding.default))[:, None]
+
+    def transformed(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(n,) numbers as the graph takes them."""
         encoding = self.encoding
-        x = _numbers(self.spec, values, encoding.default)
-        return transformed(x, encoding.transform, encoding.mean, encoding.scale)[:, None]
+        return transformed(x, encoding.transform, encoding.mean, encoding.scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
  *
  * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
  * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
- * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest
- * and token_rows, which read Python's texts.
+ * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest,
+ * token_rows and numbers, which read Python's objects.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -21,7 +22,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 5 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 6 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -377,6 +378,33 @@ static Py_ssize_t token_rows(PyObject *tokens, PyObject *vocabulary, int32_t mis
     return count;
 }
 
+/* Numbers as doubles, None as what is missing; how many were one of these, and within what float32
+ * holds, before the first that is not. */
+static Py_ssize_t numbers(PyObject *values, double missing, double *found)
+{
+    PyObject *const *value = PySequence_Fast_ITEMS(values);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(values);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (value[i] == Py_None) {
+            found[i] = missing;
+            continue;
+        }
+        if (PyFloat_CheckExact(value[i]))
+            found[i] = PyFloat_AS_DOUBLE(value[i]);
+        else if (PyLong_CheckExact(value[i]))
+            found[i] = PyLong_AsDouble(value[i]);
+        else
+            return i;
+        if (!(found[i] >= -FLT_MAX && found[i] <= FLT_MAX))
+            return i;
+        if (found[i] == -1.0 && PyErr_Occurred()) {
+            PyErr_Clear(); /* more than a double holds: the caller says so */
+            return i;
+        }
+    }
+    return count;
+}
+
 /* ---- what Python sees ---- */
 
 /* Gives buffers back; answers None, or NULL if an error is set. */
@@ -463,6 +491,24 @@ static PyObject *py_token_rows(PyObject *self, PyObject *args)
     return known < 0 ? NULL : PyLong_FromSsize_t(known);
 }
 
+static PyObject *py_numbers(PyObject *self, PyObject *args)
+{
+    PyObject *values;
+    double missing;
+    Py_buffer found;
+    if (!PyArg_ParseTuple(args, "Odw*", &values, &missing, &found))
+        return NULL;
+    Py_ssize_t known = -1;
+    if (!PyList_CheckExact(values) && !PyTuple_CheckExact(values))
+        PyErr_SetString(PyExc_TypeError, "expected a list or a tuple");
+    else if (found.len / (Py_ssize_t)sizeof(double) != PySequence_Fast_GET_SIZE(values))
+        PyErr_SetString(PyExc_ValueError, "expected a place for each value");
+    else
+        known = numbers(values, missing, found.buf);
+    PyBuffer_Release(&found);
+    return known < 0 ? NULL : PyLong_FromSsize_t(known);
+}
+
 static PyObject *py_best_of(PyObject *self, PyObject *args)
 {
     Py_buffer scores, best, rows;
@@ -543,6 +589,7 @@ static PyMethodDef methods[] = {
     {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, slots, rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
     {"token_rows", py_token_rows, METH_VARARGS, "token_rows(tokens, vocabulary, missing, rows)"},
+    {"numbers", py_numbers, METH_VARARGS, "numbers(values, missing, found)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

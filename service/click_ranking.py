@@ -168,10 +168,10 @@ class ClickRanking(Ranking):
         self, feeds: Tensors, name: str, column: Sequence[Any], candidates: Candidates
     ) -> None:
         """Lay what a request brought of a feature over the tensors; null is not brought."""
+        if self._plan.lay(feeds, name, column):
+            return
         at: list[int] | None = None
-        # Where nothing is known of a candidate, what is not brought is the default: so is a null.
-        known = self.table is not None or name == self._plan.item_id
-        if known and None in column:
+        if None in column:
             at = [i for i, value in enumerate(column) if value is not None]
             column = [column[i] for i in at]
         if not column:

@@ -4,6 +4,7 @@ The request side becomes one row, computed once; the candidate side starts from 
 encoded rows (or the declared defaults), over which the request's own columns are laid.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Any, Final
@@ -11,7 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.encoding import BucketEncoder, CategoricalEncoder, Encoder, transformed
+from model_store.encoding import (
+    BucketEncoder,
+    CategoricalEncoder,
+    Encoder,
+    NumericEncoder,
+    transformed,
+)
 from model_store.errors import BadValue
 from model_store.manifest import (
     FeatureSpec,
@@ -29,6 +36,7 @@ Tensors = dict[InputName, Array]
 REQUEST_SIDES: Final[tuple[Side, Side]] = ("user", "context")
 LARGEST: Final = float(np.finfo(np.float32).max)
 MAX_NAMED: Final = 10
+NOT_BROUGHT: Final = -1
 
 
 def refused(pointer: str, error: BadValue) -> InvalidRequest:
@@ -132,8 +140,8 @@ class FeaturePlan:
         self.item_encoders = {
             encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
         }
-        self._token_rows = {
-            name: (encoder.vocabulary, encoder.row(None))
+        self._vocabularies = {
+            name: encoder.vocabulary
             for name, encoder in self.item_encoders.items()
             if isinstance(encoder, CategoricalEncoder)
             and encoder.vocabulary is not None
@@ -197,14 +205,30 @@ class FeaturePlan:
         encoder = self.item_encoders[name]
         spec = encoder.spec
         assert spec.tensor is not None  # noqa: S101  kept features have one
-        where = slice(None) if at is None else at
-        if name in self._token_rows:
-            rows = kernels.token_rows(values, *self._token_rows[name])
-            if rows is not None:
-                tensors[spec.tensor][where, spec.start] = rows
-                return
         columns = slice(spec.start, spec.start + spec.length)
-        tensors[spec.tensor][where, columns] = encoder.encode(values)
+        tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
+
+    def lay(self, tensors: Tensors, name: str, values: Sequence[Any]) -> bool:
+        """`overlay` for all candidates at once, where null leaves things as they are.
+
+        Returns:
+            Whether compiled loops can tell; if not, nothing is changed.
+        """
+        encoder = self.item_encoders[name]
+        spec = encoder.spec
+        assert spec.tensor is not None  # noqa: S101  kept features have one
+        target = tensors[spec.tensor][:, spec.start]
+        if name in self._vocabularies:
+            rows = kernels.token_rows(values, self._vocabularies[name], NOT_BROUGHT)
+            if rows is not None:
+                np.copyto(target, rows, where=rows != NOT_BROUGHT)
+                return True
+        elif isinstance(encoder, NumericEncoder):
+            numbers = kernels.numbers(values, math.nan)
+            if numbers is not None:
+                np.copyto(target, encoder.transformed(numbers), where=~np.isnan(numbers))
+                return True
+        return False
 
 
 def undeclared(

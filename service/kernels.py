@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 5  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 6  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -244,6 +244,18 @@ def token_rows(
     rows = np.empty(len(tokens), np.int32)
     known = _kernels.token_rows(tokens, vocabulary, missing, rows)  # type: ignore[arg-type]
     return rows if known == len(tokens) else None
+
+
+def numbers(values: Sequence[Any], missing: float) -> NDArray[np.float64] | None:
+    """(n,) numbers, ``missing`` for None.
+
+    None if loops are not compiled, or a value is neither a number within float32 nor None.
+    """
+    if not COMPILED or type(values) not in {list, tuple}:
+        return None
+    found = np.empty(len(values), np.float64)
+    known = _kernels.numbers(values, missing, found)  # type: ignore[arg-type]
+    return found if known == len(values) else None
 
 
 def find_ids(

@@ -173,6 +173,23 @@ def test_rows_of_tokens_are_those_of_the_encoder() -> None:
         assert kernels.token_rows(tokens, {"a": 2}, 7) is None
 
 
+def test_numbers_are_told_as_they_are() -> None:
+    """Whole or not, up to what float32 holds; what the loop does not know it leaves alone."""
+    largest = float(np.finfo(np.float32).max)
+    values = [1, -1.0, None, 0.1, -1, largest, -(2**60)]
+
+    found = kernels.numbers(values, 7.0)
+
+    assert found is not None
+    assert found.tolist() == [1.0, -1.0, 7.0, 0.1, -1.0, largest, -(2.0**60)]
+    for strange in (True, "1", float("nan"), float("inf"), 1e39, 10**400, -(10**400), [1]):
+        assert kernels.numbers([1.0, strange], 0.0) is None
+    with by(compiled=False):
+        assert kernels.numbers(values, 7.0) is None
+    with pytest.raises(ValueError, match="a place for each value"):
+        kernels._kernels.numbers([1.0], 0.0, np.empty(2))
+
+
 def test_rows_of_tokens_are_as_many_as_tokens() -> None:
     """No memory is written that is not there; a row that is no number is an error."""
     with pytest.raises(ValueError, match="a row for each token"):
