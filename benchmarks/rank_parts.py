@@ -12,8 +12,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, redirect_stdout
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -24,8 +24,9 @@ import orjson
 import uvloop
 
 from benchmarks import null_server
-from benchmarks.bodies import bodies
-from loadtest.traffic import read_pool
+from benchmarks.peers.bodies import Form, TooFew, draw, pool_of
+from loadtest import traffic
+from model_store.bundle import Bundle
 from model_store.store import open_store
 from service import log
 from service.app import Service, create_app
@@ -48,6 +49,24 @@ class Case:
     model: str
     shape: str
     candidates: int
+
+
+def bodies(bundle: Bundle, name: str, candidates: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Bodies in each shape that the bundle can fill; answered by column."""
+    if bundle.manifest.session is not None:
+        pool = traffic.read_pool(bundle.root)
+        if candidates <= len(pool.ids):
+            drawn = traffic.draw(pool, candidates, BODIES, seed=1)
+            yield "ids", [query.body for query in drawn]
+        return
+    pool_of_clicks = pool_of(bundle)
+    forms: list[Form] = ["ids"] if pool_of_clicks.catalogue else []
+    for form in (*forms, "rows", "columns"):
+        with suppress(TooFew):
+            yield (
+                form,
+                draw(pool_of_clicks, model=name, form=form, candidates=candidates, count=BODIES),
+            )
 
 
 async def asked(app: Any, body: bytes) -> None:
@@ -192,14 +211,9 @@ async def main() -> None:
         service = create_app(Settings(store=str(options.store), models=(model,), store_poll_s=0))
         async with running(service):
             ranking = service.parts.loader.resolve(None)
-            opened = open_store(str(options.store)).open(model)
-            pool = read_pool(opened.bundle.root)
-            held = len(pool.ids)
+            bundle = open_store(str(options.store)).open(model).bundle
             for candidates in options.candidates:
-                if candidates > held and not pool.features:
-                    print(f"\n{model} has no {candidates} items, only {held}", file=sys.stderr)
-                    continue
-                for shape, raw in bodies(pool, candidates, BODIES, seed=1).items():
+                for shape, raw in bodies(bundle, ranking.name, candidates):
                     case = Case(model, shape, candidates)
                     found, least = await measure(service, ranking, raw, options.rounds)
                     print(table(case, found, least), file=sys.stderr)
