@@ -32,13 +32,15 @@ from model_store.manifest import (
     FileEntry,
     InputName,
     Int8Vectors,
+    ItemTableSpec,
     Manifest,
     NumberCode,
     SessionSpec,
     StoredCodes,
     VocabularyEncoding,
 )
-from model_store.packing import decode_tokens, unpacked
+from model_store.packed_ids import PackedIds
+from model_store.packing import decode_tokens, unpacked, unpacking
 
 CHECKSUMS_FILE: Final = "SHA256SUMS"
 GRAPH_FILE: Final = "model.onnx"
@@ -183,16 +185,26 @@ class Bundle:
         spec = self.manifest.items
         if spec is None:
             return None
-        ids = self._load(spec.ids, _STRINGS)
-        self._check_unique(spec.ids, ids)
-        self._check_items(spec.ids, len(ids), spec.items)
-        tensors = {}
-        for name, file in spec.tensors.items():
-            tensors[name] = self._tensor(name, file, spec.items)
+        return ItemTable(self._ids(spec), self.item_tensors(spec), self.item_values(spec))
+
+    def item_tensors(self, spec: ItemTableSpec) -> dict[InputName, NDArray[Any]]:
+        """The catalogue's encoded features, mapped from disk.
+
+        Raises:
+            BundleCorrupt: they do not fit the graph's inputs.
+        """
+        return {name: self._tensor(name, file, spec.items) for name, file in spec.tensors.items()}
+
+    def item_values(self, spec: ItemTableSpec) -> dict[str, list[Any]] | None:
+        """The catalogue's raw values, None if the bundle left them out.
+
+        Raises:
+            BundleCorrupt: they are not of as many items.
+        """
         values = None if spec.values is None else self._load(spec.values, _VALUES)
         for feature, column in (values or {}).items():
             self._check_items(f"{spec.values} ({feature})", len(column), spec.items)
-        return ItemTable(ids, tensors, values)
+        return values
 
     def session_table(self) -> SessionTable | None:
         """The catalogue of a session ranker, None if the bundle holds none.
@@ -203,9 +215,14 @@ class Bundle:
         spec = self.manifest.session
         if spec is None:
             return None
-        ids = self._load(spec.ids, _STRINGS)
-        self._check_unique(spec.ids, ids)
-        self._check_items(spec.ids, len(ids), spec.items)
+        return SessionTable(self._ids(spec), *self.session_items(spec))
+
+    def session_items(self, spec: SessionSpec) -> tuple[ItemVectors | None, Neighbours | None]:
+        """The item vectors of a session ranker, and what follows what; None where it has none.
+
+        Raises:
+            BundleCorrupt: they do not fit each other.
+        """
         vectors = neighbours = None
         if spec.vectors is not None:
             vectors = load_vectors(spec.vectors, spec.items, self.path)
@@ -216,7 +233,28 @@ class Bundle:
             raise BundleCorrupt(
                 f"{self.root}: item vectors of {dim} numbers, the manifest says {spec.dim}"
             )
-        return SessionTable(ids, vectors, neighbours)
+        return vectors, neighbours
+
+    def item_ids(self) -> PackedIds:
+        """The ids of the catalogue, packed.
+
+        That each is there once shows when they are indexed, and is not checked here.
+
+        Raises:
+            KeyError: the bundle has no catalogue.
+            BundleCorrupt: they are no ids, or not as many as the manifest says.
+        """
+        spec = self.manifest.session or self.manifest.items
+        if spec is None:
+            raise KeyError("items")
+        path = self.path(spec.ids)
+        with unpacking(path) as file:
+            try:
+                ids = PackedIds.read(file)
+            except ValueError as error:
+                raise BundleCorrupt(f"{path}: {error}") from None
+        self._check_items(spec.ids, len(ids), spec.items)
+        return ids
 
     def tier(self, name: str) -> "Bundle":
         """A sibling, as a bundle in the same folder; the digest is the whole's.
@@ -229,6 +267,12 @@ class Bundle:
     def golden(self) -> list[GoldenCase]:
         """The requests whose scores the graph must reproduce before it serves."""
         return self._load(self.manifest.golden, _GOLDEN)
+
+    def _ids(self, spec: ItemTableSpec | SessionSpec) -> list[str]:
+        ids = self._load(spec.ids, _STRINGS)
+        self._check_unique(spec.ids, ids)
+        self._check_items(spec.ids, len(ids), spec.items)
+        return ids
 
     def _load(self, name: str, adapter: TypeAdapter[T]) -> T:
         path = self.path(name)
@@ -439,16 +483,24 @@ def seal(root: Path, manifest: Manifest) -> Bundle:
     entries = tuple(_entry(root, path) for path in _plain_files(root))
     sealed = manifest.model_copy(update={"files": entries, "format_version": FORMAT_VERSION})
     try:
-        text = json.dumps(
-            sealed.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
-        )
+        text = manifest_text(sealed)
     except ValueError as error:
         raise ManifestInvalid(f"{root}: a number in the manifest is not finite ({error})") from None
-    raw = f"{text}\n".encode()
+    raw = text.encode()
     sync_tree(root)
     write_atomic(root / CHECKSUMS_FILE, checksums(sealed, digest_of(raw)))
     write_atomic(root / MANIFEST_FILE, raw)
     return open_bundle(root)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """A manifest as its file holds it.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    content = manifest.model_dump(mode="json")
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain_files(root: Path) -> Iterator[Path]:

@@ -27,8 +27,10 @@ Codes = NDArray[Any]  # uint8 or uint16
 
 CODES_FILE: Final = "items/codes.npy"
 CODEBOOKS_FILE: Final = "items/codebooks.npy"
+AT_ONCE: Final = 1 << 16  # items: numpy counts under Python's lock
 BYTE: Final = 8
 NIBBLE: Final = 4
+FEW: Final = 64  # items whose codewords may all lie in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,9 @@ class CodedTable:
     def vectors(self, rows: Rows) -> Floats:
         """(n, dim) for rows (n,)."""
         codes = self.codes.take(rows, axis=0)  # (n, M)
-        if self.concatenated:
+        if self.concatenated or len(codes) <= FEW:
             words = self.codebooks[np.arange(codes.shape[1]), codes]  # (n, M, width)
-            return words.reshape(len(codes), self.dim)
+            return words.reshape(len(codes), self.dim) if self.concatenated else words.sum(1)
         total = np.zeros((len(codes), self.dim), np.float32)
         for book, own in zip(self.codebooks, codes.T, strict=True):
             total += book[own]  # never (n, M, dim) at once
@@ -97,7 +99,10 @@ class CodedTable:
     def mean(self) -> Floats:
         """(dim,) the mean item."""
         books, size, _ = self.codebooks.shape
-        use = np.stack([np.bincount(self.codes[:, m], minlength=size) for m in range(books)])
+        use = np.zeros((books, size), np.int64)
+        for start in range(0, len(self.codes), AT_ONCE):
+            for m, own in enumerate(self.codes[start : start + AT_ONCE].T):
+                use[m] += np.bincount(own, minlength=size)
         share = use[:, None, :] / len(self.codes)  # (M, 1, K)
         words = (share @ self.codebooks)[:, 0]  # (M, width)
         return np.asarray(words.reshape(-1) if self.concatenated else words.sum(0), np.float32)

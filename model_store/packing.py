@@ -9,9 +9,10 @@ take 2.6 bytes each, ids without gaps a quarter of a byte.
 import gzip
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +39,21 @@ def unpacked(path: Path) -> bytes:
     Raises:
         BundleCorrupt: it is not in gzip.
     """
-    raw = path.read_bytes()
+    with unpacking(path) as file:
+        return file.read()
+
+
+@contextmanager
+def unpacking(path: Path) -> Iterator[BinaryIO]:
+    """The same, to be read by and by."""
     if path.suffix != GZIP:
-        return raw
+        with path.open("rb") as file:
+            yield file
+        return
     try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) as file:
+            yield cast("BinaryIO", file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BundleCorrupt(f"{path}: not in gzip ({error}); publish the bundle again") from None
 
 

@@ -1,48 +1,64 @@
-"""``python -m service``: settings, logging, uvicorn; and the way out on SIGTERM."""
+"""``python -m service``: settings, logging, uvicorn; and the way out on SIGTERM.
+
+With several workers, all is imported once, in the process that watches over them, and they are
+forked from it. Metrics are told by a variable, read when they are imported, that they are shared:
+so what ranks is imported inside functions here, after that.
+"""
 
 import asyncio
 import gc
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
 from model_store.errors import StoreError
+from model_store.store import open_store
 from service import log
-from service.app import Service, create_app
-from service.caches import UnknownCache
-from service.deps import Parts
+from service.caches import CacheOptions, UnknownCache, open_cache
 from service.settings import Settings, SettingsInvalid, load_settings, share_metrics
 
+if TYPE_CHECKING:
+    from service.app import Service
+    from service.deps import Parts
+
 BAD_SETTINGS: Final = 2
+FORKS: Final = sys.platform == "linux"  # elsewhere, libraries of the system forbid it
+SWITCH_S: Final = 0.0005  # how long the event loop waits for the GIL that a thread holds; not 5 ms
 
 
-def application() -> Service:
+def application() -> "Service":
     """The application of one worker process."""
+    from service.app import create_app  # noqa: PLC0415  see above
+
     settings = load_settings()
     log.configure(settings.log_level, settings.log_format)
     return create_app(settings, started=_settle)
 
 
-def _settle(parts: Parts) -> None:
+def _settle(parts: "Parts") -> None:
     """What a process does once everything is loaded."""
     if threading.current_thread() is threading.main_thread():
         _drain_on_sigterm(parts)
+    sys.setswitchinterval(SWITCH_S)
     # What lives now lives on: without this, each full collection walks it all, for 20 ms.
     gc.collect()
     gc.freeze()
 
 
-def _drain_on_sigterm(parts: Parts) -> None:
+def _drain_on_sigterm(parts: "Parts") -> None:
     """Before uvicorn's own handler: say not ready, and go on serving for a while."""
     loop = asyncio.get_running_loop()
     stop = signal.getsignal(signal.SIGTERM)
@@ -67,13 +83,64 @@ def main() -> int:
         settings = load_settings()
         with ExitStack() as stack:
             if settings.workers > 1:
-                # What it refuses here, workers would die of, and be started again, for ever.
-                create_app(settings)
+                _check(settings)
                 share_metrics(_metrics_folder(settings, stack))
+                _import()
             return serve(settings)
     except (SettingsInvalid, UnknownCache, StoreError) as error:
         print(f"slimrank: {error}", file=sys.stderr)
         return BAD_SETTINGS
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what workers would die of, and be started again, for ever.
+
+    Raises:
+        UnknownCache, StoreError: as `create_app`.
+    """
+    open_store(settings.store)
+    options = CacheOptions(settings.cache_timeout_s, settings.cache_ttl_s, settings.cache_poll_s)
+    open_cache(settings.cache, options)
+
+
+def _import() -> None:
+    """Import all that workers need; they share it as long as nobody writes there."""
+    import service.app  # noqa: F401, PLC0415  see above
+
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to each object, and so copy it
+
+
+class Worker(ForkProcess):
+    """A worker that is forked, where uvicorn would start it anew.
+
+    It shares with its parent, and the other workers, what was imported: 65 MB each otherwise.
+    """
+
+    def start(self) -> None:
+        """Fork. Signals wait meanwhile: they would reach the parent's handlers in the child."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, multiprocess.SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self) -> None:
+        """Serve, as a process does that handles no signals yet."""
+        for number in multiprocess.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, multiprocess.SIGNALS)
+        with suppress(KeyboardInterrupt):
+            super().run()
+
+
+def _fork(
+    config: uvicorn.Config,  # noqa: ARG001  as uvicorn calls it
+    target: Callable[..., Any],
+    sockets: Sequence[socket.socket],
+) -> Worker:
+    return Worker(target=target, kwargs={"sockets": sockets})
 
 
 def _metrics_folder(settings: Settings, stack: ExitStack) -> Path:
@@ -114,6 +181,9 @@ def serve(settings: Settings) -> int:
         with suppress(KeyboardInterrupt):
             server.run()
         return 0 if server.started else STARTUP_FAILURE
+    if FORKS:
+        # uvicorn offers no choice.
+        multiprocess.get_subprocess = _fork  # type: ignore[attr-defined, assignment]
     workers = Multiprocess(config, [config.bind_socket()])
     workers.run()
     failed = any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)

@@ -1,13 +1,14 @@
 /* The loops of service/kernels.py, which says what each is for and how the codes lie in memory.
  *
- * They trust what they get: kernels.py checks types and shapes, and whoever loads codes has seen
- * that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
+ * They trust what they get, but for rows: kernels.py checks types and shapes, and whoever loads
+ * codes has seen that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
  * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest,
  * token_rows and numbers, which read Python's objects.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -22,7 +23,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 6 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 9 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -264,53 +265,151 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
 
 /* ---- ids, one after the other in UTF-8, found by a hash table of their rows ---- */
 
-#define FREE (-1)
+#define FREE UINT32_MAX
+#define NO_ROW (-1)
+#define UNKNOWN_TOKEN 0 /* the row of all that a vocabulary does not hold */
 
+/* A slot is free, or holds a row in its low bits and above it what of its id's hash there is room
+ * for: so few ids are looked at in vain. All is checked as it is read: slots may come from a file. */
 typedef struct {
     const char *text;
     Py_ssize_t bytes;
     const uint32_t *ends; /* [items + 1]: id i lies from ends[i] to ends[i + 1] */
     Py_ssize_t items;
-    int32_t *slots; /* a power of two, more than there are items: rows, or FREE */
-    uint64_t mask;
-    Py_hash_t (*hash)(const void *, Py_ssize_t);
+    uint32_t *slots;
+    uint64_t places; /* slots, more than there are items */
+    int bits;        /* of a row in a slot */
+    uint64_t key[2];
 } Ids;
 
-/* A text, and the first slot that it may stand at: on its way into the cache. */
+/* A text, and the slot that it may stand at: on its way into the cache. */
 typedef struct {
     const char *text; /* NULL: none in UTF-8 */
     Py_ssize_t length;
     uint64_t slot;
+    uint64_t left; /* slots to look at, should none be free */
+    uint32_t tag;  /* of its hash, where a slot has it */
 } Sought;
+
+#define ROTATED(x, by) ((x) << (by) | (x) >> (64 - (by)))
+
+static inline void sip_round(uint64_t v[4])
+{
+    v[0] += v[1], v[2] += v[3];
+    v[1] = ROTATED(v[1], 13) ^ v[0], v[3] = ROTATED(v[3], 16) ^ v[2];
+    v[0] = ROTATED(v[0], 32);
+    v[2] += v[1], v[0] += v[3];
+    v[1] = ROTATED(v[1], 17) ^ v[2], v[3] = ROTATED(v[3], 21) ^ v[0];
+    v[2] = ROTATED(v[2], 32);
+}
+
+static inline uint64_t little_endian(const char *text, Py_ssize_t length)
+{
+    uint64_t word = 0;
+    for (Py_ssize_t i = 0; i < length; i++)
+        word |= (uint64_t)(unsigned char)text[i] << 8 * i;
+    return word;
+}
+
+/* SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012), as Python's own hash of texts: under a key
+ * that nobody else knows, nobody can choose ids that all meet in one slot. */
+static uint64_t sip_hash(const uint64_t key[2], const char *text, Py_ssize_t length)
+{
+    uint64_t v[4] = {key[0] ^ 0x736f6d6570736575u, key[1] ^ 0x646f72616e646f6du,
+                     key[0] ^ 0x6c7967656e657261u, key[1] ^ 0x7465646279746573u};
+    uint64_t last = (uint64_t)length << 56;
+    for (; length >= 8; text += 8, length -= 8) {
+        uint64_t word = little_endian(text, 8);
+        v[3] ^= word;
+        sip_round(v);
+        v[0] ^= word;
+    }
+    last |= little_endian(text, length);
+    v[3] ^= last;
+    sip_round(v);
+    v[0] ^= last;
+    v[2] ^= 0xff;
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
 
 static Sought seek(const Ids *ids, const char *text, Py_ssize_t length)
 {
-    uint64_t slot = (uint64_t)ids->hash(text, length) & ids->mask;
+    uint64_t hash = sip_hash(ids->key, text, length);
+    uint64_t slot = (hash >> 32) * ids->places >> 32; /* the upper half, scaled to the slots */
     PREFETCH(ids->slots + slot);
-    return (Sought){text, length, slot};
+    return (Sought){text, length, slot, ids->places, (uint32_t)hash << ids->bits};
 }
 
-/* The slot that holds a text's row, or the free one where it would stand. */
-static uint64_t slot_of(const Ids *ids, Sought sought)
+static int64_t row_in(const Ids *ids, uint64_t slot)
 {
-    uint64_t slot = sought.slot;
-    for (int32_t row; (row = ids->slots[slot]) != FREE; slot = (slot + 1) & ids->mask)
-        if ((Py_ssize_t)(ids->ends[row + 1] - ids->ends[row]) == sought.length &&
-            !memcmp(ids->text + ids->ends[row], sought.text, (size_t)sought.length))
-            break;
-    return slot;
+    return ids->slots[slot] & (((uint32_t)1 << ids->bits) - 1);
 }
 
-/* Whether all ids lie within the text. */
-static int index_ids(const Ids *ids)
+static void pass_by(const Ids *ids, Sought *sought)
 {
-    for (Py_ssize_t row = 0; row < ids->items; row++) {
-        uint32_t start = ids->ends[row], end = ids->ends[row + 1];
-        if (start > end || end > ids->bytes)
+    sought->left--;
+    if (++sought->slot == ids->places)
+        sought->slot = 0;
+}
+
+/* Go to the first slot, from this one on, that is free or may hold a text's row; whether it may. */
+static int may_hold(const Ids *ids, Sought *sought)
+{
+    for (; sought->left; pass_by(ids, sought)) {
+        uint32_t held = ids->slots[sought->slot];
+        if (held == FREE)
             return 0;
-        ids->slots[slot_of(ids, seek(ids, ids->text + start, end - start))] = (int32_t)row;
+        if ((held ^ sought->tag) >> ids->bits == 0 && row_in(ids, sought->slot) < ids->items)
+            return 1;
     }
-    return 1;
+    return 0;
+}
+
+/* Whether an id lies within the text. */
+static int lies_within(const Ids *ids, int64_t row)
+{
+    return ids->ends[row] <= ids->ends[row + 1] && ids->ends[row + 1] <= ids->bytes;
+}
+
+static int is_of(const Ids *ids, int64_t row, const Sought *sought)
+{
+    return lies_within(ids, row) && ids->ends[row + 1] - ids->ends[row] == sought->length &&
+           !memcmp(ids->text + ids->ends[row], sought->text, (size_t)sought->length);
+}
+
+/* The row of a text; NO_ROW and the free slot where it would stand if it is not there. */
+static int64_t row_of(const Ids *ids, Sought *sought)
+{
+    for (; may_hold(ids, sought); pass_by(ids, sought)) {
+        int64_t row = row_in(ids, sought->slot);
+        if (is_of(ids, row, sought))
+            return row;
+    }
+    return NO_ROW;
+}
+
+/* Fill free slots; the first row that lies outside of the text, or whose id an earlier one has, or
+ * NO_ROW. */
+static int64_t index_ids(const Ids *ids)
+{
+    Sought ahead[AHEAD];
+    for (int64_t first = 0; first < ids->items; first += AHEAD) {
+        int64_t some = ids->items - first < AHEAD ? ids->items - first : AHEAD;
+        for (int64_t i = 0; i < some; i++) {
+            if (!lies_within(ids, first + i))
+                return first + i;
+            uint32_t start = ids->ends[first + i];
+            ahead[i] = seek(ids, ids->text + start, ids->ends[first + i + 1] - start);
+        }
+        for (int64_t i = 0; i < some; i++) {
+            if (row_of(ids, &ahead[i]) != NO_ROW)
+                return first + i;
+            ids->slots[ahead[i].slot] = ahead[i].tag | (uint32_t)(first + i);
+        }
+    }
+    return NO_ROW;
 }
 
 /* Whether a Python object is a text; half a surrogate pair makes one that UTF-8 does not have. */
@@ -322,10 +421,25 @@ static int seek_text(const Ids *ids, PyObject *wanted, Sought *sought)
         return 0;
     }
     const char *text = PyUnicode_AsUTF8AndSize(wanted, &length);
-    *sought = text ? seek(ids, text, length) : (Sought){NULL, 0, 0};
+    *sought = text ? seek(ids, text, length) : (Sought){0};
     if (!text && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
         PyErr_Clear();
     return !PyErr_Occurred();
+}
+
+/* Rows of up to AHEAD texts. Each pass asks for what the next one reads: slots, where the ids lie,
+ * their text. */
+static void find_sought(const Ids *ids, Sought *ahead, Py_ssize_t some, int64_t *rows)
+{
+    int held[AHEAD];
+    for (Py_ssize_t i = 0; i < some; i++)
+        if ((held[i] = ahead[i].text && may_hold(ids, &ahead[i])))
+            PREFETCH(ids->ends + row_in(ids, ahead[i].slot));
+    for (Py_ssize_t i = 0; i < some; i++)
+        if (held[i] && lies_within(ids, row_in(ids, ahead[i].slot)))
+            PREFETCH(ids->text + ids->ends[row_in(ids, ahead[i].slot)]);
+    for (Py_ssize_t i = 0; i < some; i++)
+        rows[i] = held[i] ? row_of(ids, &ahead[i]) : NO_ROW;
 }
 
 /* Rows of the texts of a tuple; stops at an error. */
@@ -338,8 +452,7 @@ static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
         for (Py_ssize_t i = 0; i < some; i++)
             if (!seek_text(ids, PyTuple_GET_ITEM(wanted, first + i), &ahead[i]))
                 return;
-        for (Py_ssize_t i = 0; i < some; i++)
-            rows[first + i] = ahead[i].text ? ids->slots[slot_of(ids, ahead[i])] : FREE;
+        find_sought(ids, ahead, some, rows + first);
     }
 }
 
@@ -357,23 +470,31 @@ static Py_ssize_t longest(PyObject *texts)
     return most;
 }
 
-/* Rows of tokens by a dictionary; how many were texts or None before the first that is neither, or
- * -1 if an error is set. */
-static Py_ssize_t token_rows(PyObject *tokens, PyObject *vocabulary, int32_t missing, int32_t *rows)
+/* Rows of tokens in an embedding table, whose known ones begin at ``start``; how many were texts or
+ * None before the first that is neither, or -1 if an error is set. */
+static Py_ssize_t token_rows(const Ids *ids, PyObject *tokens, int32_t start, int32_t missing,
+                             int32_t *rows)
 {
+    Sought ahead[AHEAD];
+    int64_t found[AHEAD];
     PyObject *const *token = PySequence_Fast_ITEMS(tokens);
     Py_ssize_t count = PySequence_Fast_GET_SIZE(tokens);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        if (token[i] == Py_None) {
-            rows[i] = missing;
-            continue;
+    for (Py_ssize_t first = 0; first < count; first += AHEAD, token += AHEAD, rows += AHEAD) {
+        Py_ssize_t some = count - first < AHEAD ? count - first : AHEAD;
+        for (Py_ssize_t i = 0; i < some; i++) {
+            ahead[i] = (Sought){0};
+            if (token[i] == Py_None)
+                continue;
+            if (!PyUnicode_CheckExact(token[i]))
+                return first + i;
+            if (!seek_text(ids, token[i], &ahead[i]))
+                return -1;
         }
-        if (!PyUnicode_CheckExact(token[i]))
-            return i;
-        PyObject *row = PyDict_GetItemWithError(vocabulary, token[i]);
-        rows[i] = row ? (int32_t)PyLong_AsLong(row) : 0;
-        if ((!row || rows[i] == -1) && PyErr_Occurred())
-            return -1;
+        find_sought(ids, ahead, some, found);
+        for (Py_ssize_t i = 0; i < some; i++)
+            rows[i] = token[i] == Py_None   ? missing
+                      : found[i] == NO_ROW ? UNKNOWN_TOKEN
+                                           : start + (int32_t)found[i];
     }
     return count;
 }
@@ -405,6 +526,30 @@ static Py_ssize_t numbers(PyObject *values, double missing, double *found)
     return count;
 }
 
+/* ---- what a session's own items add to a score ---- */
+
+/* log(exp(one) + exp(other)) as numpy has it, to the bit. */
+static float log_add_exp(float one, float other)
+{
+    if (one == other)
+        return one + 0.693147180559945309417232121458176568f;
+    float apart = one - other;
+    return apart > 0 ? one + log1pf(expf(-apart)) : other + log1pf(expf(apart));
+}
+
+static void add_repeats(float *scores, const int64_t *rows, Py_ssize_t items,
+                        const int64_t *session, const float *weights, Py_ssize_t length)
+{
+    for (Py_ssize_t i = 0; i < items; i++) {
+        float sum = -INFINITY;
+        for (Py_ssize_t t = 0; t < length; t++)
+            if (session[t] == rows[i])
+                sum = sum == -INFINITY ? weights[t] : log_add_exp(sum, weights[t]);
+        if (sum != -INFINITY)
+            scores[i] = log_add_exp(scores[i], sum);
+    }
+}
+
 /* ---- what Python sees ---- */
 
 /* Gives buffers back; answers None, or NULL if an error is set. */
@@ -417,52 +562,70 @@ static PyObject *done_with(Py_buffer **lent)
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* Whether there are as many slots as ids need: with none free, a search would never end. */
-static int make_ids(Ids *ids, const Py_buffer *text, const Py_buffer *ends, const Py_buffer *slots)
+/* Whether all rows are those of items; an error is set if not. */
+static int are_rows(const Py_buffer *rows, Py_ssize_t items)
+{
+    const int64_t *row = rows->buf;
+    for (Py_ssize_t i = 0; i < rows->len / (Py_ssize_t)sizeof(int64_t); i++)
+        if (row[i] < 0 || row[i] >= items) {
+            PyErr_Format(PyExc_IndexError, "expected rows from 0 to %zd, got %lld", items - 1,
+                         (long long)row[i]);
+            return 0;
+        }
+    return 1;
+}
+
+/* Whether there are more slots than ids, and numbers that they can hold. */
+static int make_ids(Ids *ids, const Py_buffer *text, const Py_buffer *ends, const Py_buffer *key,
+                    const Py_buffer *slots)
 {
     Py_ssize_t items = ends->len / (Py_ssize_t)sizeof(uint32_t) - 1;
-    Py_ssize_t places = slots->len / (Py_ssize_t)sizeof(int32_t);
-    /* Python's own hash of bytes: keyed anew in each process, so that nobody can choose ids that
-     * all meet in one slot. */
-    *ids = (Ids){text->buf, text->len, ends->buf, items, slots->buf, (uint64_t)places - 1,
-                 PyHash_GetFuncDef()->hash};
-    if (items >= 0 && items < places && items <= INT32_MAX && !(places & (places - 1)))
-        return 1;
-    PyErr_Format(PyExc_ValueError, "expected a power of two of slots, over %zd, got %zd", items,
-                 places);
-    return 0;
+    Py_ssize_t places = slots->len / (Py_ssize_t)sizeof(uint32_t);
+    if (items < 0 || items > INT32_MAX || places <= items || places > UINT32_MAX || key->len != 16) {
+        PyErr_Format(PyExc_ValueError, "expected over %zd slots and a key of 16 bytes, got %zd, %zd",
+                     items, places, key->len);
+        return 0;
+    }
+    *ids = (Ids){text->buf, text->len, ends->buf, items, slots->buf, (uint64_t)places, 0, {0, 0}};
+    memcpy(ids->key, key->buf, sizeof ids->key);
+    while (items >> ids->bits) /* one value more than there are rows: FREE is none of theirs */
+        ids->bits++;
+    return 1;
 }
 
 static PyObject *py_index_ids(PyObject *self, PyObject *args)
 {
-    Py_buffer text, ends, slots;
-    if (!PyArg_ParseTuple(args, "y*y*w*", &text, &ends, &slots))
+    Py_buffer text, ends, key, slots;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*", &text, &ends, &key, &slots))
         return NULL;
     Ids ids;
-    if (make_ids(&ids, &text, &ends, &slots)) {
-        int within;
+    if (make_ids(&ids, &text, &ends, &key, &slots)) {
+        int64_t wrong;
         Py_BEGIN_ALLOW_THREADS
-        within = index_ids(&ids);
+        wrong = index_ids(&ids);
         Py_END_ALLOW_THREADS
-        if (!within)
+        if (wrong != NO_ROW && !lies_within(&ids, wrong))
             PyErr_SetString(PyExc_ValueError, "expected ids within their text");
+        else if (wrong != NO_ROW)
+            PyErr_Format(PyExc_ValueError, "id %lld appears twice", (long long)wrong);
     }
-    return DONE_WITH(&text, &ends, &slots);
+    return DONE_WITH(&text, &ends, &key, &slots);
 }
 
 static PyObject *py_find_ids(PyObject *self, PyObject *args)
 {
-    Py_buffer text, ends, slots, rows;
+    Py_buffer text, ends, key, slots, rows;
     PyObject *wanted;
     /* A tuple: unlike a list it cannot grow meanwhile. */
-    if (!PyArg_ParseTuple(args, "O!y*y*y*w*", &PyTuple_Type, &wanted, &text, &ends, &slots, &rows))
+    if (!PyArg_ParseTuple(args, "O!y*y*y*y*w*", &PyTuple_Type, &wanted, &text, &ends, &key, &slots,
+                          &rows))
         return NULL;
     Ids ids;
     if (rows.len / (Py_ssize_t)sizeof(int64_t) != PyTuple_GET_SIZE(wanted))
         PyErr_SetString(PyExc_ValueError, "expected a row for each text");
-    else if (make_ids(&ids, &text, &ends, &slots))
+    else if (make_ids(&ids, &text, &ends, &key, &slots))
         find_ids(&ids, wanted, rows.buf);
-    return DONE_WITH(&text, &ends, &slots, &rows);
+    return DONE_WITH(&text, &ends, &key, &slots, &rows);
 }
 
 static PyObject *py_longest(PyObject *self, PyObject *texts)
@@ -475,20 +638,23 @@ static PyObject *py_longest(PyObject *self, PyObject *texts)
 
 static PyObject *py_token_rows(PyObject *self, PyObject *args)
 {
-    PyObject *tokens, *vocabulary;
-    int missing;
-    Py_buffer rows;
-    if (!PyArg_ParseTuple(args, "OO!iw*", &tokens, &PyDict_Type, &vocabulary, &missing, &rows))
+    PyObject *tokens;
+    Py_buffer text, ends, key, slots, rows;
+    int start, missing;
+    if (!PyArg_ParseTuple(args, "Oy*y*y*y*iiw*", &tokens, &text, &ends, &key, &slots, &start,
+                          &missing, &rows))
         return NULL;
+    Ids ids;
     Py_ssize_t known = -1;
     if (!PyList_CheckExact(tokens) && !PyTuple_CheckExact(tokens))
         PyErr_SetString(PyExc_TypeError, "expected a list or a tuple");
     else if (rows.len / (Py_ssize_t)sizeof(int32_t) != PySequence_Fast_GET_SIZE(tokens))
         PyErr_SetString(PyExc_ValueError, "expected a row for each token");
-    else
-        known = token_rows(tokens, vocabulary, missing, rows.buf);
-    PyBuffer_Release(&rows);
-    return known < 0 ? NULL : PyLong_FromSsize_t(known);
+    else if (make_ids(&ids, &text, &ends, &key, &slots))
+        known = token_rows(&ids, tokens, start, missing, rows.buf);
+    PyObject *done = DONE_WITH(&text, &ends, &key, &slots, &rows);
+    Py_XDECREF(done);
+    return done ? PyLong_FromSsize_t(known) : NULL;
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *args)
@@ -507,6 +673,22 @@ static PyObject *py_numbers(PyObject *self, PyObject *args)
         known = numbers(values, missing, found.buf);
     PyBuffer_Release(&found);
     return known < 0 ? NULL : PyLong_FromSsize_t(known);
+}
+
+static PyObject *py_add_repeats(PyObject *self, PyObject *args)
+{
+    Py_buffer scores, rows, session, weights;
+    if (!PyArg_ParseTuple(args, "w*y*y*y*", &scores, &rows, &session, &weights))
+        return NULL;
+    Py_ssize_t items = scores.len / (Py_ssize_t)sizeof(float);
+    Py_ssize_t length = weights.len / (Py_ssize_t)sizeof(float);
+    if (rows.len / (Py_ssize_t)sizeof(int64_t) != items)
+        PyErr_SetString(PyExc_ValueError, "expected a row for each score");
+    else if (session.len / (Py_ssize_t)sizeof(int64_t) != length)
+        PyErr_SetString(PyExc_ValueError, "expected a weight for each item of the session");
+    else
+        add_repeats(scores.buf, rows.buf, items, session.buf, weights.buf, length);
+    return DONE_WITH(&scores, &rows, &session, &weights);
 }
 
 static PyObject *py_best_of(PyObject *self, PyObject *args)
@@ -528,10 +710,12 @@ static PyObject *py_taken(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*nny*y*nw*", &codes, &width, &books, &rows, &tables, &words,
                           &found))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    taken(codes.buf, width, books, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), tables.buf,
-          words, found.buf);
-    Py_END_ALLOW_THREADS
+    if (are_rows(&rows, codes.len / (width * books))) {
+        Py_BEGIN_ALLOW_THREADS
+        taken(codes.buf, width, books, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t),
+              tables.buf, words, found.buf);
+        Py_END_ALLOW_THREADS
+    }
     return DONE_WITH(&codes, &rows, &tables, &found);
 }
 
@@ -556,9 +740,11 @@ static PyObject *py_taken_from_blocks(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*ny*y*nw*", &codes, &pairs, &rows, &tables, &words, &found))
         return NULL;
     Blocks blocks = {codes.buf, pairs, tables.buf, words};
-    Py_BEGIN_ALLOW_THREADS
-    taken_from_blocks(&blocks, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), found.buf);
-    Py_END_ALLOW_THREADS
+    if (are_rows(&rows, codes.len / pairs)) {
+        Py_BEGIN_ALLOW_THREADS
+        taken_from_blocks(&blocks, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), found.buf);
+        Py_END_ALLOW_THREADS
+    }
     return DONE_WITH(&codes, &rows, &tables, &found);
 }
 
@@ -585,11 +771,13 @@ static PyObject *py_shuffles(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, slots)"},
-    {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, slots, rows)"},
+    {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, key, slots)"},
+    {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, key, slots, rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
-    {"token_rows", py_token_rows, METH_VARARGS, "token_rows(tokens, vocabulary, missing, rows)"},
+    {"token_rows", py_token_rows, METH_VARARGS, 
+     "token_rows(tokens, text, ends, key, slots, start, missing, rows)"},
     {"numbers", py_numbers, METH_VARARGS, "numbers(values, missing, found)"},
+    {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

@@ -7,6 +7,7 @@ Array = NDArray[Any]
 
 VERSION: Final[int]
 
+def add_repeats(scores: Array, rows: Array, session: Array, weights: Array, /) -> None: ...
 def best_of(scores: Array, best: Array, rows: Array, /) -> None: ...
 def taken(
     codes: Array,
@@ -41,14 +42,24 @@ def scanned_blocks(
 def shuffles() -> bool: ...
 def token_rows(
     tokens: list[Any] | tuple[Any, ...],
-    vocabulary: dict[str, int],
+    text: bytes | memoryview,
+    ends: Array,
+    key: bytes,
+    slots: Array,
+    start: int,
     missing: int,
     rows: Array,
     /,
 ) -> int: ...
 def numbers(values: list[Any] | tuple[Any, ...], missing: float, found: Array, /) -> int: ...
 def longest(texts: list[Any], /) -> int: ...
-def index_ids(text: bytes | memoryview, ends: Array, slots: Array, /) -> None: ...
+def index_ids(text: bytes | memoryview, ends: Array, key: bytes, slots: Array, /) -> None: ...
 def find_ids(
-    wanted: tuple[str, ...], text: bytes | memoryview, ends: Array, slots: Array, rows: Array, /
+    wanted: tuple[str, ...],
+    text: bytes | memoryview,
+    ends: Array,
+    key: bytes,
+    slots: Array,
+    rows: Array,
+    /,
 ) -> None: ...

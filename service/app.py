@@ -1,11 +1,14 @@
 """The composition root: settings in, an ASGI application out."""
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 import structlog
@@ -24,14 +27,18 @@ from service.deps import Parts, header, request_id_of
 from service.errors import Fault, ServiceError, escape
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader, NothingLoaded
+from service.log import lines_of_requests
 from service.metrics import Metrics
 from service.problems import REQUEST_ID_HEADER, SCHEMA, from_starlette, problem, responses
 from service.routes import OPERATIONS, ROUTERS, endpoint
 from service.settings import Settings, shared_metrics
+from service.shared_ids import SharedIds
+from service.tally import Answered, Tally
 
 VERSION: Final = "0.1.0"
 FOLLOW_AGAIN_S: Final = 1.0
 CANCEL_AGAIN_S: Final = 0.2
+THREAD_NICE: Final = 10
 # The statuses that the edge may answer with, whatever the route; and where it reads a body.
 ANY_METHOD: Final = (405, 500)
 ANY_BODY: Final = (413, 415, 504)
@@ -112,18 +119,8 @@ class Service:
         )
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        route, metrics = self._route(scope), self.parts.metrics
-        metrics.requests.labels(route, str(status)).inc()
-        metrics.request_seconds.labels(route).observe(seconds)
-        if self.parts.settings.request_log:
-            log.info(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                route=route,
-                status=status,
-                ms=round(seconds * 1e3, 3),
-            )
+        method, route = scope["method"], self._route(scope)
+        self.parts.tally.add(Answered(time(), request_id, method, route, status, None, seconds))
 
     def _route(self, scope: Scope) -> str:
         """The template, never the path: labels come from a closed set."""
@@ -196,12 +193,14 @@ def create_app(
             tell_up=metrics.cache_up.set,
         ),
     )
+    write = lines_of_requests(settings.log_level, settings.log_format)
     parts = Parts(
         settings=settings,
         limits=Limits(settings.max_candidates, settings.max_session_items, settings.max_id_bytes),
         metrics=metrics,
         loader=Loader(
             store=open_store(settings.store),
+            ids=SharedIds(settings.shared_folder()),
             cache=cache,
             refs=settings.models,
             default=settings.default_model,
@@ -214,9 +213,21 @@ def create_app(
         rate_limit=RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst, monotonic),
         drain=Drain(),
         in_flight=InFlight(settings.max_in_flight),
-        executor=ThreadPoolExecutor(settings.score_threads, thread_name_prefix="score"),
+        executor=ThreadPoolExecutor(
+            settings.score_threads, thread_name_prefix="score", initializer=_give_way
+        ),
+        tally=Tally(metrics, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))
+
+
+def _give_way() -> None:
+    """Let the event loop have the core as soon as it wakes up: at one priority it would wait."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it
+            ours = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, ours + THREAD_NICE)
 
 
 def _api(parts: Parts, started: Callable[[Parts], None] | None) -> FastAPI:
@@ -252,6 +263,10 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     """Everything loaded, and following the store; closed in reverse."""
     if not parts.keys.required:
         log.warning("no keys are configured: everybody may rank, activate and read metrics")
+    # Whatever loads gives way as well: a version is activated beside requests.
+    asyncio.get_running_loop().set_default_executor(
+        ThreadPoolExecutor(thread_name_prefix="load", initializer=_give_way)
+    )
     await parts.loader.load_all()
     every_s = parts.settings.store_poll_s
     followers = [asyncio.create_task(_for_ever(parts.loader.follow_cache))]
@@ -264,6 +279,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         for follower in followers:
             await _stop(follower)
         await parts.cache.close()
+        parts.tally.settle()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 
 

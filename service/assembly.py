@@ -9,9 +9,10 @@ from typing import Any, Final, Protocol
 from model_store.bundle import Bundle
 from model_store.manifest import Manifest
 from model_store.store import OpenedVersion
-from service import click_ranking, session_ranking
+from service import click_ranking, costs, session_ranking
 from service.caches import Blob, Blobs
 from service.errors import BundleRejected, ServiceError
+from service.item_ids import ItemIds
 from service.ranking import Ranking, check_golden
 from service.schemas import convert_rank
 
@@ -29,11 +30,11 @@ class Table(Protocol):
 class Kind(Protocol):
     """A kind of rankers: a module of this package."""
 
-    def read_table(self, bundle: Bundle) -> Table | None:
-        """The catalogue of a bundle, None if it has none; raises BundleCorrupt."""
+    def read_table(self, bundle: Bundle, ids: ItemIds) -> Table:
+        """The catalogue of a bundle that has these ids; raises BundleCorrupt."""
         ...
 
-    def unpack_table(self, bundle: Bundle, blobs: Blobs) -> Table | None:
+    def unpack_table(self, bundle: Bundle, ids: ItemIds, blobs: Blobs) -> Table | None:
         """The same from what `Table.pack` made of it, None if it is not that."""
         ...
 
@@ -66,6 +67,7 @@ def assemble(opened: OpenedVersion, table: Table | None, tolerance: float) -> Ra
         for _ in range(WARM_RUNS):
             if fault := check_golden(ranking, cases, tolerance):
                 raise BundleRejected(fault)
+        ranking.costs = costs.measured(ranking, [request for request, _ in cases])
     # A sealed bundle may still contradict itself in ways that only show when it is put together.
     except (ServiceError, ValueError, TypeError, KeyError, IndexError) as error:
         raise BundleRejected(f"{error}") from error

@@ -19,7 +19,7 @@ from model_store.item_vectors import ItemVectors, Neighbours, load_vectors
 from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
-from service.item_ids import PACKED, UNKNOWN, ItemIds
+from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
 from service.kernels import Blocks, in_blocks, out_of_blocks
 
@@ -91,16 +91,16 @@ class Catalogue:
     # -- made
 
     @classmethod
-    def read(cls, bundle: Bundle) -> Self:
-        """From an opened bundle of a session ranker.
+    def read(cls, bundle: Bundle, ids: ItemIds) -> Self:
+        """From an opened bundle of a session ranker, and its ids.
 
         Raises:
-            BundleCorrupt: ids, vectors and neighbours do not fit each other.
+            BundleCorrupt: vectors and neighbours do not fit each other.
         """
-        table = bundle.session_table()
-        if table is None:
+        spec = bundle.manifest.session
+        if spec is None:
             raise ValueError(f"{bundle.root}: the bundle holds no session ranker")
-        return cls._of(ItemIds.of(table.ids), table.vectors, table.neighbours)
+        return cls._of(ids, *bundle.session_items(spec))
 
     @classmethod
     def _of(
@@ -136,7 +136,7 @@ class Catalogue:
     # -- cached
 
     def pack(self) -> dict[str, Blob]:
-        """Named blobs, for the cache: ids, codes and neighbours, as views where they can be.
+        """Named blobs, for the cache: codes and neighbours, as views where they can be.
 
         Vectors of other forms are in the bundle's files as they are used: they are mapped from
         there, which is cheaper than any network.
@@ -150,7 +150,7 @@ class Catalogue:
                 arrays |= {"blocks": vectors.blocks, "codebooks": vectors.words.codebooks}
         if neighbours is not None:
             arrays |= {name: getattr(neighbours, name) for name in _NEIGHBOURS}
-        blobs = self.base.ids.pack()
+        blobs: dict[str, Blob] = {}
         for name, array in arrays.items():
             shape = "x".join(map(str, array.shape))
             flat = np.ascontiguousarray(array).reshape(-1)
@@ -158,13 +158,12 @@ class Catalogue:
         return blobs
 
     @classmethod
-    def unpack(cls, blobs: Blobs, bundle: Bundle) -> Self | None:
+    def unpack(cls, blobs: Blobs, bundle: Bundle, ids: ItemIds) -> Self | None:
         """From what `pack` made of that bundle, None if it is not that."""
         spec = bundle.manifest.session
         try:
-            ids = ItemIds.unpack(blobs)
-            arrays = dict(_array(name, blob) for name, blob in blobs.items() if name not in PACKED)
-            if spec is None or len(ids) != spec.items:
+            arrays = dict(_array(name, blob) for name, blob in blobs.items())
+            if spec is None:
                 return None
             vectors, blocks = _vectors(arrays, spec, bundle)
             return cls._of(ids, vectors, _neighbours(arrays, spec), blocks)
@@ -188,6 +187,8 @@ class Catalogue:
 
     def vectors(self, rows: Rows) -> Floats:
         """(n, dim) for rows (n,) of known items; zeros for a ranker without vectors."""
+        if self.fresh_vectors is None and self.base.vectors is not None:
+            return self.base.vectors.vectors(rows)
         found = np.zeros((len(rows), len(self.base.mean)), np.float32)
         for part, places, within in self._parts(rows):
             found[places] = part.vectors(within)
@@ -195,6 +196,8 @@ class Catalogue:
 
     def scores(self, query: Floats, rows: Rows) -> Floats:
         """(n,) products of a query (dim,) with the items of ``rows``; the mean item's for -1."""
+        if self.fresh_vectors is None and self.base.vectors is not None and not (rows < 0).any():
+            return self.base.vectors.scores(query, rows)
         found = np.full(len(rows), self.base.mean @ query, np.float32)
         for part, places, within in self._parts(rows):
             found[places] = part.scores(query, within)

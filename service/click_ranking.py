@@ -24,7 +24,7 @@ from service.candidates import (
 )
 from service.errors import Fault, InvalidRequest, TooManyCandidates, Warned
 from service.features import FeaturePlan, Tensors, refused
-from service.item_ids import Chosen
+from service.item_ids import Chosen, ItemIds
 from service.item_table import ItemTable
 from service.ranking import (
     RECOMMENDED,
@@ -228,16 +228,18 @@ def _explained(spec: FeatureSpec, brought: Any, stored: Any) -> dict[str, Any]:
     return {"value": spec.encoding.default, "source": "default"}
 
 
-def read_table(bundle: Bundle) -> ItemTable | None:
-    """The catalogue of a bundle, None if it has none."""
-    return None if bundle.manifest.items is None else ItemTable.read(bundle)
+def read_table(bundle: Bundle, ids: ItemIds) -> ItemTable:
+    """The catalogue of a bundle."""
+    return ItemTable.read(bundle, ids)
 
 
-def unpack_table(bundle: Bundle, blobs: Blobs) -> ItemTable | None:
+def unpack_table(bundle: Bundle, ids: ItemIds, blobs: Blobs) -> ItemTable | None:
     """The catalogue from what `ItemTable.pack` made of it, None if it is not that."""
-    table = ItemTable.unpack(blobs)
-    items = bundle.manifest.items
-    return table if table is not None and items is not None and len(table) == items.items else None
+    table, spec = ItemTable.unpack(blobs, ids), bundle.manifest.items
+    if table is None or spec is None:
+        return None
+    whole = table.tensors.keys() == spec.tensors.keys()
+    return table if whole and (table.values is None) == (spec.values is None) else None
 
 
 def make_ranking(opened: OpenedVersion, table: ItemTable | None) -> ClickRanking:

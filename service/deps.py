@@ -17,6 +17,7 @@ from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tally import Tally
 
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _UNPRINTABLE: Final = re.compile(rb"[^\x21-\x7e]")
@@ -37,6 +38,7 @@ class Parts:
     drain: Drain
     in_flight: InFlight
     executor: ThreadPoolExecutor
+    tally: Tally
 
 
 def _parts(request: Request) -> Parts:

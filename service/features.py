@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.encoding import (
+    FIRST,
     BucketEncoder,
     CategoricalEncoder,
     Encoder,
@@ -28,8 +29,10 @@ from model_store.manifest import (
     Side,
     Transform,
 )
+from model_store.packed_ids import PackedIds
 from service import kernels
 from service.errors import Fault, InvalidRequest, Warned, escape
+from service.item_ids import Index
 
 Array = NDArray[Any]
 Tensors = dict[InputName, Array]
@@ -141,11 +144,9 @@ class FeaturePlan:
             encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
         }
         self._vocabularies = {
-            name: encoder.vocabulary
+            name: ids
             for name, encoder in self.item_encoders.items()
-            if isinstance(encoder, CategoricalEncoder)
-            and encoder.vocabulary is not None
-            and encoder.spec.kind != "multi"
+            if encoder.spec.kind != "multi" and (ids := _indexed(encoder)) is not None
         }
         self.defaults = self._candidate_defaults()
 
@@ -219,7 +220,10 @@ class FeaturePlan:
         assert spec.tensor is not None  # noqa: S101  kept features have one
         target = tensors[spec.tensor][:, spec.start]
         if name in self._vocabularies:
-            rows = kernels.token_rows(values, self._vocabularies[name], NOT_BROUGHT)
+            known, index = self._vocabularies[name]
+            rows = kernels.token_rows(
+                values, known.text, known.ends, *index, start=FIRST, missing=NOT_BROUGHT
+            )
             if rows is not None:
                 np.copyto(target, rows, where=rows != NOT_BROUGHT)
                 return True
@@ -229,6 +233,21 @@ class FeaturePlan:
                 np.copyto(target, encoder.transformed(numbers), where=~np.isnan(numbers))
                 return True
         return False
+
+
+def _indexed(encoder: Encoder) -> tuple[PackedIds, Index] | None:
+    """The tokens that an encoder knows, by row: found in half the time of a dictionary's.
+
+    None where loops are not compiled, or where there is no vocabulary; or one that UTF-8 cannot
+    hold, since half a surrogate pair is a token like any other.
+    """
+    if not kernels.COMPILED or not isinstance(encoder, CategoricalEncoder):
+        return None
+    try:
+        known = PackedIds.of([*(encoder.vocabulary or ())])
+    except ValueError:
+        return None
+    return None if encoder.vocabulary is None else (known, Index.of(known))
 
 
 def undeclared(

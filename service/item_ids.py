@@ -1,73 +1,70 @@
 """Item ids in this process: by row, and rows by id."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_store.arrays import Rows
+from model_store.packed_ids import PackedIds
 from service import kernels
-from service.caches import Blob, Blobs
+from service.kernels import Slots
 
 UNKNOWN: Final = -1
-_TEXT: Final = "ids"
-_ENDS: Final = "id_ends"
-PACKED: Final = frozenset({_TEXT, _ENDS})  # the names of what `pack` makes
-MOST_BYTES: Final = np.iinfo(np.uint32).max
+KEY_BYTES: Final = 16
+
+
+class Index(NamedTuple):
+    """What finds packed ids.
+
+    Attributes:
+        key: of their hash; who knows it can choose ids that are slow to look up.
+        slots: of `kernels.index_ids`.
+    """
+
+    key: bytes
+    slots: Slots
+
+    @classmethod
+    def of(cls, ids: PackedIds) -> Self:
+        """Under a new key.
+
+        Raises:
+            ValueError: an id appears twice.
+        """
+        key = secrets.token_bytes(KEY_BYTES)
+        return cls(key, kernels.index_ids(ids.text, ids.ends, key))
 
 
 class ItemIds:
-    """Ids of row 0, 1, …, each once, in some twenty bytes each: as Python texts they take 170.
+    """Ids of row 0, 1, …, each once, in ten bytes each beyond their own: as Python texts, 170.
 
-    Where loops are not compiled, there is a dictionary besides.
+    Where loops are not compiled, there is a dictionary besides, and no index.
 
     Args:
-        text: all ids in UTF-8, one after the other.
-        ends: (N + 1,) uint32; id i lies from ``ends[i]`` to ``ends[i + 1]``.
+        ids: packed; whole characters each.
+        index: of these ids; None: it is made here.
+
+    Raises:
+        ValueError: an id appears twice.
     """
 
-    def __init__(self, text: Blob, ends: NDArray[np.uint32]) -> None:
-        self._text, self._ends = text, ends
-        self._slots = kernels.index_ids(text, ends) if kernels.COMPILED else None
+    def __init__(self, ids: PackedIds, index: Index | None = None) -> None:
+        self.packed = ids
+        self._text, self._ends = ids.text, ids.ends
+        self.index = (index or Index.of(ids)) if kernels.COMPILED else None
         listed = () if kernels.COMPILED else self
         self._row_of = {item: row for row, item in enumerate(listed)}
+        if not kernels.COMPILED and len(self._row_of) < len(self):
+            raise ValueError("an id appears twice")
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> Self:
-        """From a list.
-
-        Raises:
-            ValueError: they take over 4 GiB, or one has half a surrogate pair.
-        """
-        texts = [item.encode() for item in ids]
-        ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        if ends[-1] > MOST_BYTES:
-            raise ValueError(f"the ids take {ends[-1]} bytes; expected up to {MOST_BYTES}")
-        return cls(b"".join(texts), ends.astype(np.uint32))
-
-    def pack(self) -> dict[str, Blob]:
-        """Named blobs, for the cache: views, nothing is copied."""
-        return {_TEXT: self._text, _ENDS: self._ends.view(np.uint8).data}
-
-    @classmethod
-    def unpack(cls, blobs: Blobs) -> Self:
-        """From what `pack` made.
-
-        Raises:
-            KeyError, ValueError: it is not that.
-        """
-        text, ends = blobs[_TEXT], np.frombuffer(blobs[_ENDS], np.uint32)
-        if not len(ends) or ends[0] or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
-            raise ValueError("these are no ids")
-        # The whole is UTF-8, and none begins within a character: so each is UTF-8.
-        str(text, "utf-8")
-        first = np.frombuffer(text, np.uint8)[ends[ends < len(text)]]
-        if (first & 0xC0 == 0x80).any():  # noqa: PLR2004  10xxxxxx goes on with a character
-            raise ValueError("an id begins within a character")
-        return cls(text, ends)
+        """From a list; raises as `PackedIds.of`."""
+        return cls(PackedIds.of(ids))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -85,11 +82,11 @@ class ItemIds:
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """(n,) rows of ids, -1 for those that are not there; raises TypeError if one is no text."""
-        if self._slots is None:
+        if self.index is None:
             if strange := [kind for kind in {*map(type, ids)} if not issubclass(kind, str)]:
                 raise TypeError(f"expected texts, got {strange[0].__name__}")
             return np.fromiter(map(self._row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
-        return kernels.find_ids(ids, self._text, self._ends, self._slots)
+        return kernels.find_ids(ids, self._text, self._ends, *self.index)
 
 
 @dataclass(frozen=True, slots=True)

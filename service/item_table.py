@@ -42,16 +42,16 @@ class ItemTable:
         return len(self.ids)
 
     @classmethod
-    def read(cls, bundle: Bundle) -> Self:
-        """From an opened bundle that has a catalogue."""
-        table = bundle.item_table()
-        if table is None:
+    def read(cls, bundle: Bundle, ids: ItemIds) -> Self:
+        """From an opened bundle that has a catalogue, and its ids."""
+        spec = bundle.manifest.items
+        if spec is None:
             raise ValueError(f"{bundle.root}: the bundle has no catalogue")
-        return cls(ItemIds.of(table.ids), table.tensors, table.values)
+        return cls(ids, bundle.item_tensors(spec), bundle.item_values(spec))
 
     def pack(self) -> dict[str, Blob]:
         """Named blobs, for the cache. The tensors' are views: nothing is copied."""
-        blobs = self.ids.pack()
+        blobs: dict[str, Blob] = {}
         for name, tensor in self.tensors.items():
             flat = np.ascontiguousarray(tensor).reshape(-1)
             blobs[f"{_TENSOR}{name}:{tensor.dtype.str}"] = flat.view(np.uint8).data
@@ -60,10 +60,9 @@ class ItemTable:
         return blobs
 
     @classmethod
-    def unpack(cls, blobs: Blobs) -> Self | None:
+    def unpack(cls, blobs: Blobs, ids: ItemIds) -> Self | None:
         """From what `pack` made, None if it is not that; the tensors are views of the blobs."""
         try:
-            ids = ItemIds.unpack(blobs)
             values = orjson.loads(blobs[_VALUES]) if _VALUES in blobs else None
             tensors = {}
             for name, blob in blobs.items():

@@ -2,7 +2,7 @@
 
 An item's score is the sum of M entries of a table (M, K), one for each of its codes, added in the
 order of the codebooks: every kernel gives the bits of `model_store.codebooks.looked_up`. Codes
-are not checked here: whoever loads them has seen that all are below K, and so must rows be below N.
+are not checked here: whoever loads them has seen that all are below K. Rows are.
 
 Four-bit codes lie in blocks of 32 items: byte [b, p, i] holds the codes 2p (lower half) and 2p + 1
 of item 32·b + i. One shuffle of the processor then looks up 32 of them, in a table of 16 bytes. The
@@ -13,7 +13,7 @@ The loops are C (`_kernels.c`), built when the package is installed. Where no co
 numpy gives the same scores, several times slower; `COMPILED` tells which it is, `WHY_NOT` why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 6  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 9  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -35,6 +35,7 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
 Codes = NDArray[Any]  # uint8 or uint16
 Blocks = NDArray[np.uint8]  # (⌈N / 32⌉, pairs, 32)
+Slots = NDArray[np.uint32]
 Heap = tuple[Floats, Rows]
 Blob = bytes | memoryview
 
@@ -43,6 +44,7 @@ HALF_BYTE: Final = 16  # codes that four bits tell apart
 MOST_BOOKS: Final = 256  # so many bytes add up to no more than 16 bits hold
 TOP: Final = 255  # the largest byte
 NO_ROW: Final = np.iinfo(np.int64).max
+FREE: Final = np.iinfo(np.uint32).max
 
 COMPILED: Final = not WHY_NOT
 SHUFFLES: Final = COMPILED and _kernels.shuffles()
@@ -68,9 +70,26 @@ def _check_codes(codes: Codes) -> None:
         raise TypeError(f"expected codes of uint8 or uint16, got {codes.dtype}")
 
 
+def _check_blocks(blocks: Blocks) -> None:
+    if blocks.dtype != np.uint8 or blocks.ndim != 3 or blocks.shape[2] != LANES:  # noqa: PLR2004
+        raise TypeError(f"expected blocks of {LANES} uint8, got {blocks.dtype} of {blocks.shape}")
+
+
+def _check_rows(rows: Rows, items: int) -> None:
+    """Numpy would take a negative row from the end."""
+    if len(rows) and not 0 <= rows.min() <= rows.max() < items:
+        raise IndexError(f"expected rows from 0 to {items - 1}, got {rows.min()} to {rows.max()}")
+
+
 def _check_ends(ends: NDArray[np.uint32]) -> None:
     if ends.dtype != np.uint32:
         raise TypeError(f"expected ends of uint32, got {ends.dtype}")
+
+
+def _check_ids(ends: NDArray[np.uint32], slots: NDArray[np.uint32]) -> None:
+    _check_ends(ends)
+    if slots.dtype != np.uint32:
+        raise TypeError(f"expected slots of uint32, got {slots.dtype}")
 
 
 def best_of(scores: Floats, count: int) -> Heap:
@@ -97,8 +116,13 @@ def best_of(scores: Floats, count: int) -> Heap:
 
 
 def taken(codes: Codes, rows: Rows, tables: Floats) -> Floats:
-    """(n,) scores of the items of ``rows``, by codes (N, M) and tables (M, K)."""
+    """(n,) scores of the items of ``rows``, by codes (N, M) and tables (M, K).
+
+    Raises:
+        IndexError: a row is not one of N.
+    """
     if not COMPILED:
+        _check_rows(rows, len(codes))
         return looked_up(tables, codes.take(rows, axis=0))
     _check(tables, codes.shape[1], rows)
     _check_codes(codes)
@@ -117,6 +141,17 @@ def scanned(codes: Codes, tables: Floats, count: int) -> Heap:
         _check_codes(codes)
         _kernels.scanned(codes, codes.itemsize, codes.shape[1], tables, tables.shape[1], best, rows)
     return best, rows
+
+
+def add_repeats(scores: Floats, rows: Rows, session: Rows, weights: Floats) -> None:
+    """Add to scores (n,) of the items of ``rows``, as log weights, what repeats a session (L,).
+
+    Only where loops are compiled: numpy takes the way of all that a session leads to.
+    """
+    for array, dtype in ((scores, np.float32), (rows, np.int64), (session, np.int64)):
+        if array.dtype != dtype:
+            raise TypeError(f"expected {np.dtype(dtype)}, got {array.dtype}")
+    _kernels.add_repeats(scores, rows, session, np.ascontiguousarray(weights, np.float32))
 
 
 # Codes of four bits, in blocks
@@ -149,8 +184,14 @@ def rounded(tables: Floats) -> Rounded:
 
 
 def taken_from_blocks(blocks: Blocks, rows: Rows, tables: Floats) -> Floats:
-    """(n,) scores of the items of ``rows``, by codes in blocks and tables (M, K), M even."""
+    """(n,) scores of the items of ``rows``, by codes in blocks and tables (M, K), M even.
+
+    Raises:
+        IndexError: a row lies outside of the blocks.
+    """
+    _check_blocks(blocks)
     if not COMPILED:
+        _check_rows(rows, LANES * len(blocks))
         return looked_up(tables, out_of_blocks(blocks, rows, len(tables)))
     _check(tables, 2 * blocks.shape[1], rows)
     found = np.empty(len(rows), np.float32)
@@ -170,6 +211,7 @@ def scanned_blocks(
         count: how many.
         shuffle: whether the processor's shuffle looks up; any processor can do without.
     """
+    _check_blocks(blocks)
     if not COMPILED:
         codes = out_of_blocks(blocks, np.arange(items), len(tables))
         return best_of(looked_up(tables, codes), count)
@@ -206,20 +248,23 @@ def out_of_blocks(blocks: Blocks, rows: Rows, books: int) -> NDArray[np.uint8]:
 # Ids
 
 
-def index_ids(text: Blob, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Slots that find ids: a power of two of rows, at their ids' hashes or after; -1: free.
+def index_ids(text: Blob, ends: NDArray[np.uint32], key: bytes) -> Slots:
+    """Slots that find ids, six bytes an id.
+
+    A slot is `FREE`, or holds a row, at its id's hash or after, and what of that there is room for.
 
     Args:
-        text: all ids in UTF-8, one after the other, each once.
+        text: all ids in UTF-8, one after the other.
         ends: (N + 1,) id i lies from ``ends[i]`` to ``ends[i + 1]``.
+        key: 16 bytes, of the hash.
 
     Raises:
-        ValueError: an id lies outside of the text.
+        ValueError: an id lies outside of the text, or appears twice.
     """
     _check_ends(ends)
-    # At least half of the slots stay free, so that few ids are looked at.
-    slots = np.full(1 << (2 * (len(ends) - 1)).bit_length(), -1, np.int32)
-    _kernels.index_ids(text, ends, slots)
+    # A third of the slots stays free, so that few of them are looked at.
+    slots = np.full(len(ends) + len(ends) // 2, FREE, np.uint32)
+    _kernels.index_ids(text, ends, key, slots)
     return slots
 
 
@@ -233,16 +278,25 @@ def longest(texts: Sequence[Any]) -> int:
 
 
 def token_rows(
-    tokens: Sequence[Any], vocabulary: Mapping[str, int], missing: int
+    tokens: Sequence[Any],
+    text: Blob,
+    ends: NDArray[np.uint32],
+    key: bytes,
+    slots: Slots,
+    *,
+    start: int,
+    missing: int,
 ) -> NDArray[np.int32] | None:
-    """(n,) rows of tokens: 0 for those not in the vocabulary, ``missing`` for None.
+    """(n,) rows of tokens in a table whose known ones, as `index_ids` has them, begin at ``start``.
 
-    None if loops are not compiled, or a token is neither text nor None.
+    0 for tokens that are not known, ``missing`` for None. None if loops are not compiled, or a
+    token is neither text nor None.
     """
-    if not COMPILED or type(tokens) not in {list, tuple} or type(vocabulary) is not dict:
+    if not COMPILED or type(tokens) not in {list, tuple}:
         return None
+    _check_ids(ends, slots)
     rows = np.empty(len(tokens), np.int32)
-    known = _kernels.token_rows(tokens, vocabulary, missing, rows)  # type: ignore[arg-type]
+    known = _kernels.token_rows(tokens, text, ends, key, slots, start, missing, rows)  # type: ignore[arg-type]
     return rows if known == len(tokens) else None
 
 
@@ -259,13 +313,11 @@ def numbers(values: Sequence[Any], missing: float) -> NDArray[np.float64] | None
 
 
 def find_ids(
-    wanted: Sequence[str], text: Blob, ends: NDArray[np.uint32], slots: NDArray[np.int32]
+    wanted: Sequence[str], text: Blob, ends: NDArray[np.uint32], key: bytes, slots: Slots
 ) -> Rows:
     """(n,) rows of ids, -1 for those that are not there; slots are those of `index_ids`."""
-    _check_ends(ends)
-    if slots.dtype != np.int32:
-        raise TypeError(f"expected slots of int32, got {slots.dtype}")
+    _check_ids(ends, slots)
     texts = tuple(wanted)
     rows = np.empty(len(texts), np.int64)
-    _kernels.find_ids(texts, text, ends, slots, rows)
+    _kernels.find_ids(texts, text, ends, key, slots, rows)
     return rows

@@ -33,6 +33,7 @@ from service.caches import TableCache
 from service.errors import ActivationConflict, BundleRejected, CacheUnavailable, Fault, ItemsRefused
 from service.metrics import Metrics
 from service.ranking import Ranking
+from service.shared_ids import SharedIds
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "failed"]
@@ -107,6 +108,7 @@ class Loader:
 
     Args:
         store: where bundles come from.
+        ids: theirs.
         cache: where item tables are shared, and activations signalled.
         refs: what to serve; nothing: each bundle of the store that has the alias prod.
         default: the model of requests that name none.
@@ -118,6 +120,7 @@ class Loader:
         self,
         *,
         store: Store,
+        ids: SharedIds,
         cache: TableCache,
         refs: Sequence[str],
         default: str | None,
@@ -125,7 +128,7 @@ class Loader:
         max_fresh_items: int,
         metrics: Metrics,
     ) -> None:
-        self._store, self._cache, self._refs = store, cache, refs
+        self._store, self._ids, self._cache, self._refs = store, ids, cache, refs
         self._default, self._tolerance, self._metrics = default, tolerance, metrics
         self._additions = Additions(store, cache, max_fresh_items)
         self.slots: list[Slot] = []
@@ -349,28 +352,30 @@ class Loader:
         return ranking
 
     async def _table(self, bundle: Bundle) -> Table | None:
-        """The catalogue: from the cache, else from the bundle, and then into the cache."""
-        manifest = bundle.manifest
-        if manifest.items is None and manifest.session is None:
+        """The catalogue: from the cache, else from the bundle, and then into the cache.
+
+        Ids are the bundle's in any case: a network brings them no sooner.
+        """
+        ids = await asyncio.to_thread(self._ids.of, bundle)
+        if ids is None:
             return None
-        kind = await asyncio.to_thread(kind_of, manifest)
+        kind = kind_of(bundle.manifest)
         operations = self._metrics.cache_operations
         try:
             blobs = await self._cache.get(bundle.digest)
         except CacheUnavailable as error:
             operations.labels("error").inc()
             log.warning("cache away, loading from the bundle", reason=error.detail)
-            return await asyncio.to_thread(kind.read_table, bundle)
-        cached = (
-            None if blobs is None else await asyncio.to_thread(kind.unpack_table, bundle, blobs)
-        )
+            return await asyncio.to_thread(kind.read_table, bundle, ids)
+        cached: Table | None = None
+        if blobs is not None:
+            cached = await asyncio.to_thread(kind.unpack_table, bundle, ids, blobs)
         operations.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
             return cached
-        table = await asyncio.to_thread(kind.read_table, bundle)
-        if table is not None:
-            with suppress(CacheUnavailable):
-                await self._put(bundle.digest, table)
+        table = await asyncio.to_thread(kind.read_table, bundle, ids)
+        with suppress(CacheUnavailable):
+            await self._put(bundle.digest, table)
         return table
 
     async def _put(self, digest: str, table: Table) -> None:

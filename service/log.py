@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from select import PIPE_BUF
 from typing import Any, Final, Literal
 
 import orjson
@@ -10,6 +11,8 @@ import structlog
 from structlog.types import EventDict, Processor
 
 Format = Literal["auto", "json", "text"]
+_LINE: Final = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+_ADDED: Final = frozenset({"level", "timestamp"})  # what structlog adds itself
 
 _SHARED: Final[tuple[Processor, ...]] = (
     structlog.stdlib.add_log_level,
@@ -31,10 +34,52 @@ def _without_colours(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def lines_of_requests(level: str, style: Format) -> Callable[[Iterable[Mapping[str, Any]]], None]:
+    """What writes finished lines of level INFO, many at once, in the format of all others.
+
+    As JSON without structlog's steps, which cost five times as much as the line.
+    """
+    if logging.getLevelNamesMapping()[level.upper()] > logging.INFO:
+        return _write_nothing
+    return _write_text if _is_text(style) else _write_json
+
+
+def _write_nothing(events: Iterable[Mapping[str, Any]]) -> None:
+    del events
+
+
+def _write_text(events: Iterable[Mapping[str, Any]]) -> None:
+    log = structlog.get_logger(__name__)
+    for each in events:
+        log.info(**{name: value for name, value in each.items() if name not in _ADDED})
+
+
+def _write_json(events: Iterable[Mapping[str, Any]]) -> None:
+    lines = [orjson.dumps(each, option=_LINE) for each in events]
+    for some in _together(lines):
+        sys.stdout.buffer.write(some)
+        sys.stdout.buffer.flush()
+
+
+def _together(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """As many lines as a pipe takes whole: more could be cut by those of another worker."""
+    start = size = 0
+    for end, line in enumerate(lines):
+        if size and size + len(line) > PIPE_BUF:
+            yield b"".join(lines[start:end])
+            start, size = end, 0
+        size += len(line)
+    yield b"".join(lines[start:])
+
+
+def _is_text(style: Format) -> bool:
+    return style == "text" or (style == "auto" and sys.stdout.isatty())
+
+
 def configure(level: str, style: Format) -> None:
     """Send our events and those of the libraries to standard output, in one format."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    if style == "text" or (style == "auto" and sys.stdout.isatty()):
+    if _is_text(style):
         ours: list[Processor] = [structlog.dev.ConsoleRenderer()]
         theirs = ours
         factory: Callable[..., Any] = structlog.WriteLoggerFactory(sys.stdout)

@@ -15,7 +15,7 @@ from model_store.manifest import Manifest
 from service.candidates import NO_FEATURES, NO_LIMITS, Candidates, Limits
 from service.errors import Warned
 from service.features import undeclared
-from service.schemas import Features, RankRequest, RecommendRequest
+from service.schemas import CandidateColumns, Features, RankRequest, RecommendRequest
 
 Request = RankRequest | RecommendRequest
 Scores = NDArray[np.float32]
@@ -62,12 +62,31 @@ class Ranked(NamedTuple):
     places: list[int]
 
 
+class Costs(NamedTuple):
+    """What work costs, in microseconds of a core: of a request, and more for what it brings.
+
+    Attributes:
+        fixed_us: of any request to rank candidates.
+        byte_us: of a byte of its body, for look-ups and features.
+        candidate_us: of a candidate, for the scores and the order.
+        catalogue_us: of finding the best of the whole catalogue.
+    """
+
+    fixed_us: float = 0.0
+    byte_us: float = 0.0
+    candidate_us: float = 0.0
+    catalogue_us: float = 0.0
+
+
 class Ranking(ABC):
     """Ranks with one version of a ranker.
 
     Attributes:
         name: what it is served under; the manifest has the name it was built under.
+        costs: what its work was seen to cost when it was loaded.
     """
+
+    costs = Costs()
 
     def __init__(self, name: str, version: str, manifest: Manifest, digest: str) -> None:
         self.name, self.version = name, version
@@ -112,9 +131,12 @@ class Ranking(ABC):
             BadScores: the graph failed, or answered with no number.
         """
 
-    def flops(self, prepared: Prepared) -> int:
-        """What ranking is predicted to cost."""
-        return len(prepared.ids) * self.flops_per_candidate
+    def predicted_us(self, request: Request, size: int) -> float:
+        """What preparing and ranking will cost, of a request whose body has ``size`` bytes."""
+        if isinstance(request, RecommendRequest):
+            return self.costs.catalogue_us
+        costs = self.costs
+        return costs.fixed_us + size * costs.byte_us + count_of(request) * costs.candidate_us
 
     def rank(self, prepared: Any) -> Ranked:
         """The best candidates. The order is total: score descending, then input order.
@@ -180,6 +202,12 @@ def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
             if place in prepared.cold:
                 item["cold"] = True
     return items
+
+
+def count_of(request: RankRequest) -> int:
+    """How many candidates a request brings, in whatever shape."""
+    given = request.candidates
+    return len(given.ids) if isinstance(given, CandidateColumns) else len(given)
 
 
 def _given(side: Features | None) -> dict[str, int]:

@@ -36,6 +36,9 @@ class OrtGraph:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # It would keep a plan of memory for each number of candidates that ever came, and blocks of
+        # the arena to fit: 20 MB a worker, and half of requests of varying size would take longer.
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(

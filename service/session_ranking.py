@@ -31,6 +31,7 @@ from service.candidates import (
 )
 from service.catalogue import Catalogue
 from service.errors import BundleRejected, Warned
+from service.item_ids import ItemIds
 from service.item_scores import Best
 from service.ranking import (
     RECOMMENDED,
@@ -166,20 +167,16 @@ class SessionRanking(Ranking):
             warnings.append(Warned("session_truncated", detail, more))
         return known[-self.spec.length :], warnings
 
-    def flops(self, prepared: Prepared) -> int:
-        """What ranking is predicted to cost: /recommend scores the whole catalogue."""
-        scored = len(prepared.ids) if prepared.method is None else self.items
-        return scored * self.flops_per_candidate
-
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
-        ways, reached = self._encode(prepared)
-        scores = _generated(prepared.catalogue, ways.query, prepared.rows)
-        if len(reached.rows) and len(scores):
-            at = np.searchsorted(reached.rows, prepared.rows).clip(max=len(reached.rows) - 1)
-            places = np.flatnonzero(reached.rows[at] == prepared.rows)
-            weights = reached.weights[at[places]]
-            scores[places] = np.logaddexp(scores[places], weights)
+        catalogue, session = prepared.catalogue, prepared.session
+        ways = self._encoder.encode(catalogue.vectors(session))
+        scores = _generated(catalogue, ways.query, prepared.rows)
+        if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
+            kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
+        else:
+            led_to = reached(session, ways, catalogue.base.neighbours)
+            _add(scores, prepared.rows, led_to)
         require_finite(scores)
         return scores
 
@@ -196,7 +193,8 @@ class SessionRanking(Ranking):
 
     def _best(self, prepared: SessionPrepared) -> Best:
         catalogue, excluded = prepared.catalogue, prepared.rows
-        ways, reached = self._encode(prepared)
+        ways = self._encoder.encode(catalogue.vectors(prepared.session))
+        led_to = reached(prepared.session, ways, catalogue.base.neighbours)
         wanted = prepared.top_k or RECOMMENDED
         # Of the items that a session does not lead to, none but these can be among the best.
         count = min(wanted + len(excluded), len(catalogue))
@@ -204,19 +202,14 @@ class SessionRanking(Ranking):
             best = Best(np.arange(count), np.full(count, UNREACHED, np.float32))
         else:
             best = catalogue.best(ways.query, count)
-        others = ~np.isin(best.rows, reached.rows)
-        generated = _generated(catalogue, ways.query, reached.rows)
-        rows = np.concatenate([best.rows[others], reached.rows])
+        others = ~np.isin(best.rows, led_to.rows)
+        generated = _generated(catalogue, ways.query, led_to.rows)
+        rows = np.concatenate([best.rows[others], led_to.rows])
         scores = np.concatenate(
-            [best.scores[others], np.logaddexp(generated, reached.weights)], dtype=np.float32
+            [best.scores[others], np.logaddexp(generated, led_to.weights)], dtype=np.float32
         )
         allowed = ~np.isin(rows, excluded)
         return Best.sorted(rows[allowed], scores[allowed], wanted)
-
-    def _encode(self, prepared: SessionPrepared) -> tuple[Ways, Reached]:
-        catalogue = prepared.catalogue
-        ways = self._encoder.encode(catalogue.vectors(prepared.session))
-        return ways, reached(prepared.session, ways, catalogue.base.neighbours)
 
 
 def _generated(catalogue: Catalogue, query: Floats | None, rows: Rows) -> Floats:
@@ -224,6 +217,15 @@ def _generated(catalogue: Catalogue, query: Floats | None, rows: Rows) -> Floats
     if query is None:
         return np.full(len(rows), UNREACHED, np.float32)
     return catalogue.scores(query, rows)
+
+
+def _add(scores: Floats, rows: Rows, reached: Reached) -> None:
+    """Add to the scores of some rows what a session leads to."""
+    if not len(reached.rows):
+        return
+    at = np.searchsorted(reached.rows, rows).clip(max=len(reached.rows) - 1)
+    places = np.flatnonzero(reached.rows[at] == rows)
+    scores[places] = np.logaddexp(scores[places], reached.weights[at[places]])
 
 
 def reached(session: Rows, ways: Ways, neighbours: Neighbours | None) -> Reached:
@@ -254,14 +256,14 @@ def _summed(rows: Sequence[Rows], weights: Sequence[Floats]) -> Reached:
     return Reached(ordered[starts], np.logaddexp.reduceat(found, starts).astype(np.float32))
 
 
-def read_table(bundle: Bundle) -> Catalogue:
+def read_table(bundle: Bundle, ids: ItemIds) -> Catalogue:
     """The catalogue of a bundle."""
-    return Catalogue.read(bundle)
+    return Catalogue.read(bundle, ids)
 
 
-def unpack_table(bundle: Bundle, blobs: Blobs) -> Catalogue | None:
+def unpack_table(bundle: Bundle, ids: ItemIds, blobs: Blobs) -> Catalogue | None:
     """The catalogue from what `Catalogue.pack` made of it, None if it is not that."""
-    return Catalogue.unpack(blobs, bundle)
+    return Catalogue.unpack(blobs, bundle, ids)
 
 
 def make_ranking(opened: OpenedVersion, table: Catalogue) -> SessionRanking:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
@@ -108,14 +109,14 @@ class Settings(BaseSettings):
     rate_limit_burst: int = Field(
         default=20, ge=1, description="Requests that may come at once under rate_limit_per_s."
     )
-    inline_mflops: float = Field(
-        default=50.0,
+    inline_us: float = Field(
+        default=2000.0,
         ge=0,
-        description="Scorings predicted to cost less (candidates times FLOPs per candidate, in "
-        "millions) run on the event loop, dearer ones on a thread.",
+        description="Microseconds: requests predicted to take no longer are answered on the event "
+        "loop, others on a thread that gives way to it.",
     )
     score_threads: int = Field(
-        default=1, ge=1, le=64, description="Threads for the dear scorings, per worker."
+        default=1, ge=1, le=64, description="Threads for the long requests, per worker."
     )
     golden_tolerance: float = Field(
         default=1e-4,
@@ -145,6 +146,11 @@ class Settings(BaseSettings):
         default=None,
         description="Where several workers share their metrics; a temporary folder by default. "
         "Emptied at start.",
+    )
+    shared_dir: Path | None = Field(
+        default=None,
+        description="Where several workers share item ids; ~/.cache/slimrank/ids by default. "
+        "Delete it at will while no service runs.",
     )
     request_log: bool = Field(default=True, description="One log line per request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -195,6 +201,16 @@ class Settings(BaseSettings):
             raise ValueError(f"set {KEYS} or {KEYS_FILE}, not both")
         self.api_keys()
         return self
+
+    def shared_folder(self) -> Path | None:
+        """Where workers share item ids; None if they do not: one has nobody to share with."""
+        if self.workers == 1:
+            return None
+        if self.shared_dir is not None:
+            return self.shared_dir
+        with suppress(RuntimeError):  # this user has no home
+            return Path.home() / ".cache" / "slimrank" / "ids"
+        return None
 
     def api_keys(self) -> dict[str, frozenset[str]]:
         """API key -> scopes; empty while no keys are asked for."""

@@ -5,25 +5,29 @@ A FastAPI route costs 2.6 times the requests per second of these; their document
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any, Final
+from time import perf_counter, time
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from service import errors
+from service import errors, tally
 from service.candidates import Limits, texts
 from service.deps import Parts, check_media_type, header, request_id_of
 from service.errors import ServiceError
 from service.problems import Header, problem, responses
-from service.ranking import Prepared, Ranked, Ranking, Request
+from service.ranking import Prepared, Ranking, Request
 
 JSON: Final = b"application/json"
 MAX_DIGITS: Final = 18
+STAGES: Final = ("queue", "parse", "features", "score", "encode")
+TIMING: Final = b", ".join(b"%s;dur=%%.3f" % name.encode() for name in (*STAGES, "total"))
+PARSE_US_PER_BYTE: Final = 0.01  # measured: 0.005, and twice that beside busy cores
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,7 @@ class Operation:
 
     Attributes:
         parse: the body's bytes to a request; raises MalformedJson, InvalidRequest.
+        parse_long: the same on a thread, where the event loop must get its turn.
         prepare: a request to what `Ranking.rank` takes.
         request, reply: their types, for the document.
         summary, answer: what it does and what it answers, for the document.
@@ -45,11 +50,25 @@ class Operation:
 
     path: str
     parse: Callable[[bytes], Request]
+    parse_long: Callable[[bytes], Request]
     prepare: Callable[[Ranking, Any, Limits], Prepared]
     request: type
     reply: type
     summary: str
     answer: str
+
+
+class Asked(NamedTuple):
+    """A request that has been parsed.
+
+    Attributes:
+        id: the caller's own, else the request id.
+    """
+
+    id: str
+    request: Request
+    ranking: Ranking
+    deadline: float
 
 
 class Endpoint:
@@ -60,10 +79,6 @@ class Endpoint:
         self._parts = parts
         self._settings = parts.settings
         self._metrics = parts.metrics
-        self._inline_flops = parts.settings.inline_mflops * 1e6
-        # Looked up once: labels() costs as much as observe().
-        self._seconds = self._metrics.request_seconds.labels(operation.path)
-        self._ok = self._metrics.requests.labels(operation.path, "200")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -125,20 +140,51 @@ class Endpoint:
     async def _rank(
         self, body: bytes, deadline: float, clock: "Stopwatch", request_id: str
     ) -> tuple[list[Header], bytes]:
+        """Here if the event loop can wait for it, else on a thread."""
+        inline_us = self._settings.inline_us
+        if len(body) * PARSE_US_PER_BYTE > inline_us:
+            long = self._operation.parse_long
+            return await self._apart(
+                lambda: self._ranked(self._read(long, body, deadline, clock, request_id), clock)
+            )
+        asked = self._read(self._operation.parse, body, deadline, clock, request_id)
+        if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
+            return self._ranked(asked, clock)
+        return await self._apart(lambda: self._ranked(asked, clock))
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
+
+    def _read(
+        self,
+        parse: Callable[[bytes], Request],
+        body: bytes,
+        deadline: float,
+        clock: "Stopwatch",
+        request_id: str,
+    ) -> "Asked":
         clock.lap("queue")
         _check_deadline(deadline)
-        request = self._operation.parse(body)
-        limits = self._parts.limits
-        own = request_id if request.id is None else texts([request.id], "/id", limits)[0]
+        request = parse(body)
+        own = request_id
+        if request.id is not None:
+            own = texts([request.id], "/id", self._parts.limits)[0]
         ranking = self._parts.loader.resolve(request.model)
         clock.lap("parse")
-        prepared = self._operation.prepare(ranking, request, limits)
+        return Asked(own, request, ranking, deadline)
+
+    def _ranked(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
+        clock.lap("queue")  # it may have waited for a thread
+        _check_deadline(asked.deadline)
+        ranking = asked.ranking
+        prepared = self._operation.prepare(ranking, asked.request, self._parts.limits)
         clock.lap("features")
         clock.ranking, clock.prepared = ranking, prepared
-        ranked = await self._ranked(ranking, prepared, deadline)
+        _check_deadline(asked.deadline)
+        ranked = ranking.rank(prepared)
         clock.lap("score")
-        reply: dict[str, Any] = {"id": own}
-        reply |= ranking.answer(request, prepared, ranked)
+        reply: dict[str, Any] = {"id": asked.id}
+        reply |= ranking.answer(asked.request, prepared, ranked)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
         clock.lap("encode")
@@ -149,59 +195,24 @@ class Endpoint:
             (b"server-timing", clock.server_timing()),
         ], content
 
-    async def _ranked(self, ranking: Ranking, prepared: Prepared, deadline: float) -> Ranked:
-        _check_deadline(deadline)
-        if ranking.flops(prepared) <= self._inline_flops:
-            return ranking.rank(prepared)
-        # A long scoring would keep all other requests waiting: the runtime lets go of the GIL.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._parts.executor, _rank_in_time, ranking, prepared, deadline
-        )
-
     def _record(
         self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str
     ) -> None:
-        metrics, total_s = self._metrics, perf_counter() - clock.started
-        if status == 200:  # noqa: PLR2004
-            self._ok.inc()
-        else:
-            metrics.requests.labels(self._operation.path, str(status)).inc()
-        self._seconds.observe(total_s)
-        fields: dict[str, Any] = {}
+        seconds, ranked = perf_counter() - clock.started, None
         if clock.prepared is not None and clock.ranking is not None:
-            fields = self._record_ranking(clock.ranking, clock.prepared, clock.laps)
-        if self._settings.request_log:
-            log.info(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                route=self._operation.path,
-                status=status,
-                code=code,
-                ms=round(total_s * 1e3, 3),
-                **fields,
+            ranked = tally.Ranked(
+                model=clock.ranking.name,
+                version=clock.ranking.version,
+                candidates=len(clock.prepared.ids),
+                brought=clock.prepared.method is None,
+                cold=len(clock.prepared.cold),
+                warnings=[warned.code for warned in clock.prepared.warnings],
+                laps=clock.laps,
             )
-
-    def _record_ranking(
-        self, ranking: Ranking, prepared: Prepared, laps: Mapping[str, float]
-    ) -> dict[str, Any]:
-        metrics = self._metrics
-        for stage, seconds in laps.items():
-            metrics.stages[stage].observe(seconds)
-        if prepared.method is None:  # /recommend brings none
-            metrics.candidates.observe(len(prepared.ids))
-        if prepared.cold:
-            metrics.cold_candidates.labels(ranking.name).inc(len(prepared.cold))
-        for warned in prepared.warnings:
-            metrics.warnings.labels(warned.code).inc()
-        return {
-            "model": ranking.name,
-            "version": ranking.version,
-            "candidates": len(prepared.ids),
-            "cold": len(prepared.cold),
-            **{f"{stage}_ms": round(seconds * 1e3, 3) for stage, seconds in laps.items()},
-        }
+        method, route = scope["method"], self._operation.path
+        self._parts.tally.add(
+            tally.Answered(time(), request_id, method, route, status, code, seconds, ranked)
+        )
 
 
 class Stopwatch:
@@ -216,9 +227,9 @@ class Stopwatch:
         self.prepared: Prepared | None = None
 
     def lap(self, stage: str) -> None:
-        """End a stage."""
+        """End a stage, or a further part of one."""
         now = perf_counter()
-        self.laps[stage] = now - self._last
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
         self._last = now
 
     def timing_ms(self) -> dict[str, float]:
@@ -233,9 +244,8 @@ class Stopwatch:
 
     def server_timing(self) -> bytes:
         """The Server-Timing header."""
-        parts = [f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in self.laps.items()]
-        parts.append(f"total;dur={(self._last - self.started) * 1e3:.3f}")
-        return ", ".join(parts).encode()
+        stages = [1e3 * self.laps[stage] for stage in STAGES]
+        return TIMING % (*stages, (self._last - self.started) * 1e3)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:
@@ -255,11 +265,39 @@ async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float
     declared = header(scope["headers"], b"content-length")
     if declared is not None and declared.isdigit() and int(declared[:MAX_DIGITS]) > limit:
         raise _too_large(int(declared[:MAX_DIGITS]), limit)
+    collecting = _collect(receive, limit)
+    try:
+        # Nearly every body has arrived when it is asked for: then there is nothing to time.
+        waiting_for = collecting.send(None)
+    except StopIteration as whole:
+        body: bytes = whole.value
+        return body
     try:
         async with asyncio.timeout(timeout_s):
-            return await _collect(receive, limit)
+            return await _Resumed(collecting, waiting_for)
     except TimeoutError:
         raise errors.DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
+
+
+class _Resumed:
+    """A coroutine that has begun, and what it waits for, to be awaited to its end."""
+
+    def __init__(self, begun: Coroutine[Any, Any, bytes], waiting_for: Any) -> None:
+        self._begun, self._waiting_for = begun, waiting_for
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        waiting_for = self._waiting_for
+        while True:
+            try:
+                try:
+                    sent = yield waiting_for
+                except BaseException as error:  # noqa: BLE001  it is for the coroutine
+                    waiting_for = self._begun.throw(error)
+                else:
+                    waiting_for = self._begun.send(sent)
+            except StopIteration as whole:
+                body: bytes = whole.value
+                return body
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:
@@ -298,11 +336,6 @@ def _deadline(headers: list[Header], started: float) -> float:
 def _check_deadline(deadline: float) -> None:
     if perf_counter() >= deadline:
         raise errors.DeadlineExceeded("X-Deadline-Ms was over before scoring began")
-
-
-def _rank_in_time(ranking: Ranking, prepared: Prepared, deadline: float) -> Ranked:
-    _check_deadline(deadline)  # it may have waited for a thread
-    return ranking.rank(prepared)
 
 
 def openapi(operation: Operation) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -89,4 +89,5 @@ PROMETHEUS: dict[int | str, dict[str, Any]] = {
 )
 async def metrics(parts: PartsDep) -> Response:
     """Prometheus' text format: of all workers, whichever answers."""
+    parts.tally.settle()
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)

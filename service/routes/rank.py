@@ -3,11 +3,12 @@
 from typing import Final
 
 from service.routes.endpoint import Operation
-from service.schemas import RankReply, RankRequest, parse_rank
+from service.schemas import RankReply, RankRequest, parse_rank, parse_rank_in_steps
 
 RANK: Final = Operation(
     path="/rank",
     parse=parse_rank,
+    parse_long=parse_rank_in_steps,
     prepare=lambda ranking, request, limits: ranking.prepare(request, limits),
     request=RankRequest,
     reply=RankReply,

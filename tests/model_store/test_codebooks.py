@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from model_store import codebooks
 from model_store.codebooks import CodedTable, computed_codes, looked_up, pack_codes, unpack_codes
 from model_store.manifest import HashedCodes, RadixCodes
 
@@ -95,3 +96,14 @@ def test_computed_codes_take_no_file(rest: RadixCodes | HashedCodes, tmp_path: P
 
     assert [p.name for p in (tmp_path / "items").iterdir()] == ["codebooks.npy"]
     np.testing.assert_array_equal(found.vectors(np.arange(ITEMS)), table.vectors(np.arange(ITEMS)))
+
+
+def test_codes_are_counted_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean item is the same, to the bit, and the last few items count too."""
+    draw = np.random.default_rng(0)
+    words = draw.standard_normal((3, 5, 2), dtype=np.float32)
+    table = CodedTable(draw.integers(0, 5, (ITEMS, 3), dtype=np.uint8), words, concatenated=True)
+    expected = table.mean()
+    monkeypatch.setattr(codebooks, "AT_ONCE", 7)
+
+    np.testing.assert_array_equal(table.mean(), expected)

@@ -25,6 +25,7 @@ from model_store.bundle import Bundle
 from model_store.manifest import Card, Resources
 from service.click_ranking import ClickRanking
 from service.features import FeaturePlan
+from service.item_ids import ItemIds
 from service.item_table import ItemTable
 from service.ranking import NO_LIMITS, check_golden
 from service.schemas import convert_rank
@@ -75,7 +76,7 @@ def served(bundle: Bundle) -> ClickRanking:
         digest=bundle.digest,
         version="1",
         plan=FeaturePlan(manifest, bundle.encoders()),
-        table=ItemTable.read(bundle),
+        table=ItemTable.read(bundle, ItemIds(bundle.item_ids())),
         scorer=OrtScorer(bundle.path(manifest.graph), manifest.inputs, manifest.outputs),
     )
 

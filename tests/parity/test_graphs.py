@@ -27,7 +27,12 @@ from tests.compress.test_int8 import optimised
 # Features of one width do not stand together, and one that is multi-valued is among them.
 WIDTHS = {"u_segment": 3, "i_tags": 2, "item_id": 3, "i_genre": 6, "request_numeric": 5}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "dlrm": [{"interaction": "cat"}, {"interaction": "dot"}, {"widths": WIDTHS}],
+    "dlrm": [
+        {"interaction": "cat"},
+        {"interaction": "dot"},
+        {"widths": WIDTHS},
+        {"interaction": "dot", "widths": WIDTHS},
+    ],
     "dcnv2": [
         {"structure": "parallel"},
         {"structure": "parallel", "rank": 3},

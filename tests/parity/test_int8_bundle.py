@@ -15,6 +15,7 @@ from compress.rankers import RANKERS
 from model_store.manifest import Card, Resources
 from model_store.store import OpenedVersion
 from service.assembly import assemble, kind_of
+from service.item_ids import ItemIds
 from service.ranking import NO_LIMITS
 from service.schemas import convert_rank
 
@@ -42,7 +43,7 @@ def test_the_service_ranks_by_whole_numbers(
 
     bundle = quantize(fp32, dataset, asked, candidates=20, seed=2)
     opened = OpenedVersion(bundle=bundle, name="ctr", version="1")
-    table = kind_of(bundle.manifest).read_table(bundle)
+    table = kind_of(bundle.manifest).read_table(bundle, ItemIds(bundle.item_ids()))
     ranking = assemble(opened, table, tolerance=0.0)  # the bundle's own tolerance is what holds
 
     assert bundle.manifest.numerics == form

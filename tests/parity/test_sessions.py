@@ -21,6 +21,7 @@ from model_store.item_vectors import DenseTable, Int8Table, ItemVectors
 from model_store.manifest import Resources, SessionCard
 from model_store.store import OpenedVersion
 from service.assembly import assemble, kind_of
+from service.item_ids import ItemIds
 from service.ranking import NO_LIMITS, Ranking
 from service.schemas import convert_rank, parse_recommend
 from tests.compress.sessions.tracing import traced_once
@@ -89,7 +90,8 @@ def bundle(
 def ranking(bundle: Bundle) -> Ranking:
     """The bundle as the service holds it; its golden scores are checked on the way."""
     opened = OpenedVersion(bundle=bundle, name="session", version="1")
-    return assemble(opened, kind_of(bundle.manifest).read_table(bundle), tolerance=1e-4)
+    table = kind_of(bundle.manifest).read_table(bundle, ItemIds(bundle.item_ids()))
+    return assemble(opened, table, tolerance=1e-4)
 
 
 def test_ranks_are_those_of_the_service(

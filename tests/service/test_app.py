@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from structlog.testing import capture_logs
 from compress.tiers import join
 from model_store.bundle import open_bundle
 from model_store.store import Store
-from service.app import create_app
+from service.app import THREAD_NICE, create_app
+from service.ranking import Costs
 from service.settings import Settings
-from tests.service.conftest import FLOPS, Serve, lifespan
+from tests.service.conftest import FLOPS, Client, Serve, lifespan
 
 pytestmark = pytest.mark.anyio
 
@@ -231,14 +234,55 @@ async def test_the_callers_deadline_is_kept(
     assert (reply.status_code, reply.json().get("code")) == (status, code)
 
 
-async def test_long_scorings_run_on_a_thread_with_the_same_answer(serve: Serve) -> None:
-    """The predicted cost only chooses where: the scores are the same."""
-    async with serve(inline_mflops=1e6) as client:
-        inline = await client.rank(["i1", "i2"])
-    async with serve(inline_mflops=0) as client:
-        threaded = await client.rank(["i1", "i2"])
+def used(client: Client) -> int:
+    """How many threads for long requests have been begun."""
+    return len(client.service.parts.executor._threads)
 
-    assert inline.json()["items"] == threaded.json()["items"]
+
+async def test_long_requests_are_worked_on_by_a_thread_with_the_same_answer(serve: Serve) -> None:
+    """The predicted time, first of the body and then of what it asks for, only chooses where."""
+    rows = [{"id": "i1", "features": {"price": 7}}, {"id": "i2"}]
+    async with serve(inline_us=1e9) as client:
+        ranking = client.service.parts.loader.resolve("ctr")
+        ranking.costs = Costs(fixed_us=1e9)
+        inline = await client.rank(rows)
+        assert used(client) == 0
+        ranking.costs = Costs(fixed_us=2e9)
+        parsed = await client.rank(rows)
+        assert used(client) == 1
+    async with serve(inline_us=0) as client:
+        client.service.parts.loader.resolve("ctr").costs = Costs()
+        apart = await client.rank(rows)
+        assert used(client) == 1
+
+    assert inline.json()["items"] == parsed.json()["items"] == apart.json()["items"]
+
+
+async def test_a_long_body_is_refused_in_the_same_words(serve: Serve) -> None:
+    """Whoever parses it."""
+    async with serve() as client:
+        inline = await client.rank(["i1", {}])
+    async with serve(inline_us=0) as client:
+        apart = await client.rank(["i1", {}])
+        late = await client.post("/rank", json=BODY, headers={"X-Deadline-Ms": "0"})
+
+    assert apart.status_code == inline.status_code == 422
+    assert apart.json()["errors"] == inline.json()["errors"]
+    assert late.json()["code"] == "deadline_exceeded"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+async def test_threads_give_way_to_the_event_loop(serve: Serve) -> None:
+    """Below the priority of whoever started them, as far as there is one."""
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async with serve() as client:
+        of_thread = client.service.parts.executor.submit(priority).result()
+        of_loading = await asyncio.to_thread(priority)
+
+    assert of_thread == of_loading == min(priority() + THREAD_NICE, 19)
 
 
 async def test_a_body_that_does_not_arrive_is_given_up(serve: Serve) -> None:

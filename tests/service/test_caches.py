@@ -45,7 +45,7 @@ async def opened(url: str, options: CacheOptions = OPTIONS) -> AsyncIterator[Tab
 
 async def test_what_is_put_is_got_back(url: str) -> None:
     """Whole, of any size, with its names; also what is empty."""
-    blobs = {"ids": b"[]", "empty": b"", "tensor:x:<i4": bytes(range(256)) * 10_000}
+    blobs = {"values": b"{}", "empty": b"", "tensor:x:<i4": bytes(range(256)) * 10_000}
     async with opened(url) as cache:
         assert not await cache.has(ONE)
         await cache.put(ONE, blobs)
@@ -157,22 +157,22 @@ async def test_tables_of_another_format_live_beside_ours_in_redis(
 ) -> None:
     """Old and new replicas find their own while one is replaced by the other, and share additions.
 
-    Format 1 had ids as JSON.
+    Formats 1 and 2 had ids in them.
     """
     async with opened(empty_redis.url) as cache:
         with monkeypatch.context() as before:
-            before.setattr(redis_cache, "FORMAT", 1)
-            await cache.put(ONE, {"ids": b"[]"})
+            before.setattr(redis_cache, "FORMAT", 2)
+            await cache.put(ONE, {"ids": b"", "id_ends": b""})
             await cache.put_fresh(ONE, {"a": b"1"})
         missing = await cache.get(ONE)
-        await cache.put(ONE, {"ids": b"", "id_ends": b""})
+        await cache.put(ONE, {"values": b"{}"})
         with monkeypatch.context() as before:
-            before.setattr(redis_cache, "FORMAT", 1)
+            before.setattr(redis_cache, "FORMAT", 2)
             old = await cache.get(ONE)
 
         assert missing is None
-        assert old == {"ids": b"[]"}
-        assert await cache.get(ONE) == {"ids": b"", "id_ends": b""}
+        assert old == {"ids": b"", "id_ends": b""}
+        assert await cache.get(ONE) == {"values": b"{}"}
         assert await cache.fresh(ONE) == {"a": b"1"}
 
 
@@ -312,7 +312,7 @@ async def test_the_service_replaces_a_manifest_that_makes_no_sense(
     keys = [f"slimrank:{{{digest}}}:{FORMAT}:manifest" for digest in digests]
     with empty_redis.client() as redis:
         for key in keys:
-            redis.set(key, b'{"ids": 3}')
+            redis.set(key, b'{"values": 3}')
         async with serve(cache=empty_redis.url, models=(model,)) as client:
             activated = await client.post(f"/models/{model}/activate", json={"version": "2"})
 
@@ -326,14 +326,14 @@ async def test_a_table_in_redis_that_makes_no_sense_is_not_used(
     """Right checksums over nonsense: the bundle's own is loaded, and put in its place."""
     digest = store.open(f"{model}@1").bundle.digest
     async with opened(empty_redis.url) as cache:
-        await cache.put(digest, {"ids": b"3"})
+        await cache.put(digest, {"values": b"3"})
     async with serve(cache=empty_redis.url, models=(model,)) as client:
         reply = await client.rank(["i1"])
     async with opened(empty_redis.url) as cache:
         blobs = await cache.get(digest)
 
     assert blobs is not None
-    assert bytes(blobs["ids"]) != b"3"
+    assert bytes(blobs.get("values", b"")) != b"3"
     assert "cold" not in reply.json()["items"][0]
 
 

@@ -17,6 +17,7 @@ from service.item_scores import Shuffles
 from service.session_ranking import make_ranking
 from tests.service.sessions import DIM, FORMS, IDS, ITEMS, World
 
+HELD = ItemIds.of(IDS)
 QUERY = np.array([1.0, -0.5, 2.0, 0.25], np.float32)
 ROWS = np.arange(ITEMS)
 
@@ -26,12 +27,17 @@ def bundle_of(form: str, folder: Path) -> Bundle:
     return World(FORMS[form]()).write(folder / "bundle")
 
 
+def read_of(bundle: Bundle) -> Catalogue:
+    """The catalogue of a bundle."""
+    return Catalogue.read(bundle, HELD)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_packed_is_unpacked(form: str, tmp_path: Path) -> None:
-    """The same ids, vectors, mean item and neighbours, whatever the form."""
+    """The same vectors, mean item and neighbours, whatever the form."""
     bundle = bundle_of(form, tmp_path)
-    read = Catalogue.read(bundle)
-    found = Catalogue.unpack({k: bytes(v) for k, v in read.pack().items()}, bundle)
+    read = read_of(bundle)
+    found = Catalogue.unpack({k: bytes(v) for k, v in read.pack().items()}, bundle, HELD)
 
     assert found is not None
     assert found.ids(ROWS) == IDS
@@ -55,16 +61,16 @@ def test_what_is_packed_is_unpacked(form: str, tmp_path: Path) -> None:
 )
 def test_only_chosen_codes_are_packed(form: str, parts: set[str], tmp_path: Path) -> None:
     """What the bundle's files hold as it is used is mapped from there, so workers share it."""
-    packed = Catalogue.read(bundle_of(form, tmp_path)).pack()
+    packed = read_of(bundle_of(form, tmp_path)).pack()
 
-    always = {"ids", "id_ends", "offsets", "items", "weights"}
+    always = {"offsets", "items", "weights"}
     assert {name.split(":")[0] for name in packed} == parts | always
 
 
 def test_vectors_are_mapped_from_disk(tmp_path: Path) -> None:
     """Codes of one byte and dense vectors are views of the bundle's files: nothing is copied."""
     for form in ("8 bits", "dense"):
-        catalogue = Catalogue.read(bundle_of(form, tmp_path / form))
+        catalogue = read_of(bundle_of(form, tmp_path / form))
         vectors = catalogue.base.vectors
         table = vectors.table  # type: ignore[union-attr]
         array = table.codes if form == "8 bits" else table.matrix
@@ -79,9 +85,6 @@ Harm = Callable[[dict[str, Blob]], object]
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda blobs: blobs.pop("ids"),
-        lambda blobs: blobs.update(ids=b"{"),
-        lambda blobs: blobs.update(ItemIds.of(IDS[1:]).pack()),
         lambda blobs: blobs.pop("codes:|u1:40x2"),
         lambda blobs: blobs.update({"codes:|u1:40x2": bytes(79)}),
         lambda blobs: blobs.update({"codes:|u1:80x1": blobs.pop("codes:|u1:40x2")}),
@@ -100,7 +103,7 @@ Harm = Callable[[dict[str, Blob]], object]
         lambda blobs: blobs.update({"offsets:<f4:41": blobs["offsets:<i4:41"]}),
         lambda blobs: blobs.update({"weights:<i4:77": np.ones(77, "<i4").tobytes()}),
     ],
-    ids=["no ids", "other ids", "fewer ids", "no codes", "short", "another shape", "objects",
+    ids=["no codes", "short", "another shape", "objects",
          "out of range", "other codebooks", "no rows", "no neighbours", "a stranger",
          "a stranger's array", "codes of a type of their own", "beyond all sizes",
          "codewords that are no numbers", "whole codewords", "rows in two axes", "broken rows",
@@ -109,10 +112,10 @@ Harm = Callable[[dict[str, Blob]], object]
 def test_what_does_not_fit_is_a_miss(harm: Harm, tmp_path: Path) -> None:
     """Codes are looked up unchecked, so what comes from a cache is checked as a bundle is."""
     bundle = bundle_of("8 bits", tmp_path)
-    blobs = Catalogue.read(bundle).pack()
+    blobs = read_of(bundle).pack()
     harm(blobs)
 
-    assert Catalogue.unpack(blobs, bundle) is None
+    assert Catalogue.unpack(blobs, bundle, HELD) is None
 
 
 def test_a_click_through_bundle_has_no_such_catalogue(bundles: Path) -> None:
@@ -120,8 +123,8 @@ def test_a_click_through_bundle_has_no_such_catalogue(bundles: Path) -> None:
     bundle = open_bundle(bundles / "one")
 
     with pytest.raises(ValueError, match="holds no session ranker"):
-        Catalogue.read(bundle)
-    assert Catalogue.unpack({"ids": b"[]"}, bundle) is None
+        read_of(bundle)
+    assert Catalogue.unpack({}, bundle, HELD) is None
     with pytest.raises(BundleRejected, match="holds no session ranker"):
         make_ranking(OpenedVersion(bundle, "ctr", "1"), None)  # type: ignore[arg-type]
 
@@ -129,11 +132,11 @@ def test_a_click_through_bundle_has_no_such_catalogue(bundles: Path) -> None:
 def test_ids_alone_may_be_all(tmp_path: Path) -> None:
     """A ranker that only repeats has neither vectors nor neighbours."""
     bundle = World(None, ("repeat",)).write(tmp_path / "bundle")
-    read = Catalogue.read(bundle)
-    found = Catalogue.unpack(read.pack(), bundle)
+    read = read_of(bundle)
+    found = Catalogue.unpack(read.pack(), bundle, HELD)
 
     assert found is not None
-    assert read.pack().keys() == {"ids", "id_ends"}
+    assert read.pack() == {}
     assert found.base.vectors is found.base.neighbours is None
     assert found.vectors(ROWS).tolist() == [[0.0]] * ITEMS
     assert found.nbytes == 0
@@ -159,21 +162,21 @@ def test_ids_alone_may_be_all(tmp_path: Path) -> None:
 def test_codes_in_blocks_are_checked_as_well(name: str, blob: bytes, tmp_path: Path) -> None:
     """They are looked up unchecked, with what fills them up."""
     bundle = bundle_of("1 bit", tmp_path)
-    blobs = Catalogue.read(bundle).pack()
+    blobs = read_of(bundle).pack()
     fitting = {**blobs}
     blobs.pop("blocks:|u1:2x2x32")
     blobs[name] = blob
 
-    assert Catalogue.unpack(fitting, bundle) is not None
-    assert Catalogue.unpack(blobs, bundle) is None
+    assert Catalogue.unpack(fitting, bundle, HELD) is not None
+    assert Catalogue.unpack(blobs, bundle, HELD) is None
 
 
 @pytest.mark.parametrize("form", ["radix", "dense"])
 def test_codes_that_nobody_packs_are_not_taken(form: str, tmp_path: Path) -> None:
     """Those that follow from the row, or that a form does not have, whatever a cache says."""
     bundle = bundle_of(form, tmp_path)
-    read = Catalogue.read(bundle)
-    found = Catalogue.unpack({**read.pack(), "blocks:|u1:2x1x32": b"\xff" * 64}, bundle)
+    read = read_of(bundle)
+    found = Catalogue.unpack({**read.pack(), "blocks:|u1:2x1x32": b"\xff" * 64}, bundle, HELD)
 
     assert found is not None
     np.testing.assert_array_equal(found.scores(QUERY, ROWS), read.scores(QUERY, ROWS))
@@ -183,8 +186,8 @@ def test_codes_that_nobody_packs_are_not_taken(form: str, tmp_path: Path) -> Non
 def test_what_is_cached_in_this_process_is_kept_once(form: str, tmp_path: Path) -> None:
     """A table that is unpacked looks up in the blobs themselves: no copy lies beside them."""
     bundle = bundle_of(form, tmp_path)
-    packed = Catalogue.read(bundle).pack()
-    found = Catalogue.unpack(packed, bundle)
+    packed = read_of(bundle).pack()
+    found = Catalogue.unpack(packed, bundle, HELD)
     assert found is not None
     vectors = found.base.vectors
     held = vectors.blocks if isinstance(vectors, Shuffles) else vectors.table.codes  # type: ignore[union-attr]
@@ -204,7 +207,7 @@ def fresh(**vectors: tuple[float, ...]) -> Fresh:
 
 def test_fresh_items_follow_those_of_the_bundle(tmp_path: Path) -> None:
     """In the order of their ids, in look-ups, scores and among the best."""
-    base = Catalogue.read(bundle_of("dense", tmp_path))
+    base = read_of(bundle_of("dense", tmp_path))
     grown = base.with_fresh(fresh(zebra=(9.0, 0.0, 0.0, 0.0), ant=(0.0, 0.0, 8.0, 0.0)))
     rows = grown.rows(["zebra", "i3", "x", "ant"])
 
@@ -222,7 +225,7 @@ def test_fresh_items_follow_those_of_the_bundle(tmp_path: Path) -> None:
 
 def test_a_catalogue_never_changes(tmp_path: Path) -> None:
     """Requests that began with it go on with it; without fresh items it is as it was."""
-    base = Catalogue.read(bundle_of("dense", tmp_path))
+    base = read_of(bundle_of("dense", tmp_path))
     grown = base.with_fresh(fresh(new=(1.0, 1.0, 1.0, 1.0)))
 
     assert base.rows(["new"]).tolist() == [-1]

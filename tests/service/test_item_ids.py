@@ -68,8 +68,8 @@ PAIRS = {
 def test_nobody_can_choose_ids_that_meet_in_one_slot() -> None:
     """Else each look-up would pass by all of them: 1024 ids took a million steps."""
     ids = ItemIds.of(["".join(chosen) for chosen in itertools.product(*PAIRS.items())])
-    assert ids._slots is not None
-    taken = itertools.groupby((ids._slots >= 0).tolist())
+    assert ids.index is not None
+    taken = itertools.groupby((ids.index.slots != kernels.FREE).tolist())
     runs = [len([*run]) for is_taken, run in taken if is_taken]
 
     assert sum(runs) == 1024
@@ -106,13 +106,27 @@ def test_some_ids_are_decoded_one_by_one() -> None:
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
-def test_packed_ids_take_some_twenty_bytes_each() -> None:
-    """Text, place and slots; nothing else is kept."""
+def test_ids_take_ten_bytes_each_beyond_their_own() -> None:
+    """Where they end, and slots; nothing else is kept."""
     ids = ItemIds.of([f"item-{row}" for row in range(10_000)])
-    kept = sum(len(blob) for blob in ids.pack().values()) + ids._slots.nbytes
+    assert ids.index is not None
+    kept = ids.packed.ends.nbytes + ids.index.slots.nbytes
 
-    assert kept < 30 * 10_000
+    assert kept <= 10 * 10_000 + 8
     assert not ids._row_of
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
+def test_ids_whose_hashes_look_alike_are_told_apart() -> None:
+    """A hundred thousand ids have 15 bits of their hashes in slots: many share them."""
+    ids = [f"{row}" for row in range(100_000)]
+    held = ItemIds.of(ids)
+    assert held.index is not None
+    slots = held.index.slots[held.index.slots != kernels.FREE]
+
+    assert len(np.unique(slots >> 17)) < 1 << 15 < len(ids)
+    assert held.rows(ids).tolist() == list(range(100_000))
+    assert (held.rows([f"{row}" for row in range(100_000, 200_000)]) == -1).all()
 
 
 @ways
@@ -149,38 +163,13 @@ def test_rows_are_as_many_as_there_are_texts() -> None:
 
 
 @ways
-@given(st.lists(texts, unique=True, max_size=30))
-def test_what_is_packed_is_unpacked(compiled: bool, ids: list[str]) -> None:
-    """From views of the same memory, or from bytes that came over a network."""
-    with by(compiled):
-        packed = ItemIds.of(ids).pack()
-        for blobs in (packed, {name: bytes(blob) for name, blob in packed.items()}):
-            held = ItemIds.unpack(blobs)
-            assert list(held) == ids
-            assert held.rows(ids).tolist() == list(range(len(ids)))
-
-
-ENDS = np.array([0, 1, 2], np.uint32).tobytes()
-
-
-@pytest.mark.parametrize(
-    ("blobs", "error"),
-    [
-        ({"ids": b"ab"}, KeyError),
-        ({"id_ends": ENDS}, KeyError),
-        ({"ids": b"abc", "id_ends": ENDS}, ValueError),
-        ({"ids": b"ab", "id_ends": b""}, ValueError),
-        ({"ids": b"ab", "id_ends": ENDS[:-1]}, ValueError),
-        ({"ids": b"ab", "id_ends": np.array([0, 3, 2], np.uint32).tobytes()}, ValueError),
-        ({"ids": b"ab", "id_ends": np.array([1, 1, 2], np.uint32).tobytes()}, ValueError),
-        ({"ids": "é".encode(), "id_ends": ENDS}, ValueError),
-        ({"ids": b"a\xff", "id_ends": ENDS}, ValueError),
-    ],
-)
-@ways
-def test_what_are_no_ids_is_refused(
-    compiled: bool, blobs: dict[str, bytes], error: type[Exception]
+@given(st.lists(texts, unique=True, min_size=1, max_size=20), st.data())
+def test_an_id_that_appears_twice_is_refused(
+    compiled: bool, ids: list[str], data: st.DataObject
 ) -> None:
-    """No loop may read beyond the text, and no answer may fail on an id."""
-    with by(compiled), pytest.raises(error):
-        ItemIds.unpack(blobs)
+    """Wherever the second one stands: which row would it mean?"""
+    again = data.draw(st.sampled_from(ids))
+    ids.insert(data.draw(st.integers(0, len(ids))), again)
+
+    with by(compiled), pytest.raises(ValueError, match="appears twice"):
+        ItemIds.of(ids)

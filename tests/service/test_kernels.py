@@ -1,6 +1,8 @@
 """The look-ups, compiled and by numpy, against naive ones, bit by bit."""
 
 import shutil
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +17,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from model_store.codebooks import looked_up
+from model_store.packed_ids import PackedIds
 from service import kernels
+from service.item_ids import Index
 
 Array = np.ndarray[Any, Any]
 numbers = st.floats(-1e6, 1e6, width=32)
 ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "numpy"])
+loops = pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here")
 
 
 @contextmanager
 def by(compiled: bool) -> Iterator[None]:
     """As if there were a compiler, or none."""
-    with mock.patch.object(kernels, "COMPILED", compiled):
+    with mock.patch.object(kernels, "COMPILED", compiled and kernels.COMPILED):
         yield
 
 
@@ -138,6 +143,17 @@ def test_of_equal_scores_the_first_rows_are_best(compiled: bool, scores: Array, 
         assert pairs(kernels.best_of(scores, count)) == expected_best(scores, count)
 
 
+@given(arrays(np.float32, st.integers(0, 60), elements=st.floats(width=32)), st.integers(0, 70))
+def test_loops_and_numpy_agree_on_any_scores(scores: Array, count: int) -> None:
+    """On infinities and what is no number too, and with more places than items."""
+    found = []
+    for compiled in (True, False):
+        with by(compiled):
+            found.append(pairs(kernels.best_of(scores, count)))
+
+    assert found[0] == found[1]
+
+
 @ways
 def test_places_that_nobody_takes_are_marked(compiled: bool) -> None:
     """An item that scores minus infinity, or no number, is none of the best."""
@@ -159,20 +175,82 @@ def test_the_longest_text_is_told(compiled: bool, texts: Any, expected: int) -> 
         assert kernels.longest(texts) == expected
 
 
+class Text(str):
+    """Not quite a text."""
+
+
+any_text = st.text(st.characters(exclude_categories=[]), max_size=4)  # half characters too
+anything = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**1100), 2**1100), st.floats(), any_text,
+    any_text.map(Text), st.floats().map(np.float64), st.binary(max_size=2),
+    st.lists(st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(st.lists(anything | any_text, max_size=12))
+def test_loops_and_python_agree_on_the_longest(values: list[Any]) -> None:
+    """Of whatever a list may hold."""
+    assert kernels.longest(values) == kernels.longest(tuple(values))
+
+
+def token_rows(tokens: list[Any], vocabulary: list[str], missing: int) -> Array | None:
+    """Rows from 2 on."""
+    known = PackedIds.of(vocabulary)
+    index = Index.of(known)
+    return kernels.token_rows(tokens, known.text, known.ends, *index, start=2, missing=missing)
+
+
+@loops
+@given(st.lists(anything | any_text, max_size=80), st.lists(st.text(max_size=3), unique=True))
+def test_rows_of_any_tokens_are_those_of_the_dictionary(
+    values: list[Any], vocabulary: list[str]
+) -> None:
+    """Or none at all, if one is neither text nor None."""
+    plain = all(value is None or type(value) is str for value in values)
+
+    rows = token_rows([*values, *(vocabulary if plain else ())], vocabulary, -1)
+
+    row_of = {token: row for row, token in enumerate(vocabulary, start=2)}
+    asked = [*values, *vocabulary]
+    expected = [-1 if value is None else row_of.get(value, 0) for value in asked if plain]
+    assert rows is None if not plain else (rows is not None and rows.tolist() == expected)
+
+
+def number_of(value: Any) -> float | None:
+    """As Python has it; None if it is no number within float32."""
+    if value is None:
+        return 7.0
+    if type(value) not in {int, float} or not abs(value) <= float(np.finfo(np.float32).max):
+        return None
+    return float(value)
+
+
+@loops
+@given(st.lists(anything, max_size=12))
+def test_any_numbers_are_those_of_python(values: list[Any]) -> None:
+    """Or none at all, if one is no number within float32."""
+    expected = [number_of(value) for value in values]
+
+    found = kernels.numbers(values, 7.0)
+
+    assert (None if found is None else found.tolist()) == (None if None in expected else expected)
+
+
+@loops
 def test_rows_of_tokens_are_those_of_the_encoder() -> None:
     """Compiled or not, whatever they are; what the loop does not know it leaves alone."""
     tokens = ["b", None, "a", "none of them", "", "\ud800"]
 
-    rows = kernels.token_rows(tokens, {"a": 2, "b": 3}, 7)
+    rows = token_rows(tokens, ["a", "b"], 7)
 
     assert rows is not None
     assert rows.tolist() == [3, 7, 2, 0, 0, 0]
-    assert kernels.token_rows([], {"a": 2}, 7) is not None
-    assert kernels.token_rows(["a", 7], {"a": 2}, 7) is None
-    with by(compiled=False):
-        assert kernels.token_rows(tokens, {"a": 2}, 7) is None
+    assert token_rows([], ["a"], 7) is not None
+    assert token_rows(["a", 7], ["a"], 7) is None
+    assert token_rows(["a"], [], 7) == [0]
 
 
+@loops
 def test_numbers_are_told_as_they_are() -> None:
     """Whole or not, up to what float32 holds; what the loop does not know it leaves alone."""
     largest = float(np.finfo(np.float32).max)
@@ -190,12 +268,15 @@ def test_numbers_are_told_as_they_are() -> None:
         kernels._kernels.numbers([1.0], 0.0, np.empty(2))
 
 
+@loops
 def test_rows_of_tokens_are_as_many_as_tokens() -> None:
-    """No memory is written that is not there; a row that is no number is an error."""
-    with pytest.raises(ValueError, match="a row for each token"):
-        kernels._kernels.token_rows(["a"], {}, 0, np.empty(2, np.int32))
-    with pytest.raises(TypeError):
-        kernels._kernels.token_rows(["a"], {"a": "2"}, 0, np.empty(1, np.int32))
+    """No memory is written that is not there."""
+    index = (b"abc", ENDS, KEY, SLOTS)
+    for count in (0, 2):
+        with pytest.raises(ValueError, match="a row for each token"):
+            kernels._kernels.token_rows(["a"], *index, 2, 0, np.empty(count, np.int32))
+    with pytest.raises(TypeError, match="a list or a tuple"):
+        kernels._kernels.token_rows("a", *index, 2, 0, np.empty(1, np.int32))
 
 
 def test_what_is_mapped_from_disk_can_be_looked_up() -> None:
@@ -207,7 +288,9 @@ def test_what_is_mapped_from_disk_can_be_looked_up() -> None:
 
 
 CODES, TABLES, ROWS = np.zeros((3, 2), np.uint8), np.ones((2, 4), np.float32), np.arange(3)
-ENDS, SLOTS = np.array([0, 1, 2, 3], np.uint32), np.full(8, -1, np.int32)
+BLOCKS = kernels.in_blocks(CODES)
+ENDS, SLOTS = np.array([0, 1, 2, 3], np.uint32), np.full(5, kernels.FREE, np.uint32)
+KEY = bytes(range(16))
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes any type")
@@ -224,11 +307,14 @@ ENDS, SLOTS = np.array([0, 1, 2, 3], np.uint32), np.full(8, -1, np.int32)
         (kernels.taken_from_blocks, (kernels.in_blocks(CODES), ROWS, TABLES[:1])),
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES[:1], 3, 1)),
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES, 33, 1)),
+        (kernels.scanned_blocks, (kernels.in_blocks(CODES)[:, :, :16].copy(), TABLES, 3, 1)),
+        (kernels.taken_from_blocks, (kernels.in_blocks(CODES)[:, :, :16].copy(), ROWS, TABLES)),
+        (kernels.taken_from_blocks, (kernels.in_blocks(CODES).astype(np.int16), ROWS, TABLES)),
         (kernels.scanned, (CODES[:, :0], TABLES[:0], 1)),
-        (kernels.index_ids, (b"abc", ENDS.astype(np.int64))),
-        (kernels.index_ids, (b"abc", ENDS.astype(np.uint16))),
-        (kernels.find_ids, (["a"], b"abc", ENDS.astype(np.int64), SLOTS)),
-        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS.astype(np.int64))),
+        (kernels.index_ids, (b"abc", ENDS.astype(np.int64), KEY)),
+        (kernels.index_ids, (b"abc", ENDS.astype(np.uint16), KEY)),
+        (kernels.find_ids, (["a"], b"abc", ENDS.astype(np.int64), KEY, SLOTS)),
+        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS.astype(np.int32))),
     ],
 )
 def test_no_memory_is_read_as_what_it_is_not(kernel: Any, arguments: tuple[Any, ...]) -> None:
@@ -237,33 +323,110 @@ def test_no_memory_is_read_as_what_it_is_not(kernel: Any, arguments: tuple[Any, 
         kernel(*arguments)
 
 
+@ways
+@pytest.mark.parametrize("row", [-1, 32, 2**40, -(2**62)])
+def test_no_row_beyond_the_items_is_looked_up(compiled: bool, row: int) -> None:
+    """-1 stands for what is unknown, and not for the last; among many one is found."""
+    rows = np.array([*range(3)] * 20 + [row])
+
+    with by(compiled):
+        for look_up, codes in ((kernels.taken, CODES), (kernels.taken_from_blocks, BLOCKS)):
+            with pytest.raises(IndexError, match="expected rows from 0 to"):
+                look_up(codes, rows, TABLES)
+            assert len(look_up(codes, rows[:0], TABLES)) == 0
+
+
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy looks up by itself")
 @pytest.mark.parametrize(
     ("kernel", "arguments"),
     [
-        (kernels.index_ids, (b"ab", ENDS)),
-        (kernels.index_ids, (b"abc", ENDS[[0, 3, 2]])),
-        (kernels.index_ids, (b"", ENDS[:0])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:0])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:2])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, SLOTS[:7])),
-        (kernels.find_ids, (["a"], b"", ENDS[:0], SLOTS)),
+        (kernels.index_ids, (b"ab", ENDS, KEY)),
+        (kernels.index_ids, (b"abc", ENDS[[0, 3, 2]], KEY)),
+        (kernels.index_ids, (b"", ENDS[:0], KEY)),
+        (kernels.index_ids, (b"abc", ENDS, KEY[1:])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS[:0])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS[:3])),
+        (kernels.find_ids, (["a"], b"abc", ENDS, KEY[1:], SLOTS)),
+        (kernels.find_ids, (["a"], b"", ENDS[:0], KEY, SLOTS)),
     ],
 )
 def test_ids_must_fit_their_text_and_slots(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    """Nothing is read beyond them, and some slot is free: a search ends there."""
+    """Nothing is read beyond them, and there are more slots than ids."""
     with pytest.raises(ValueError, match="expected"):
         kernel(*arguments)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy looks up by itself")
+@given(st.lists(st.integers(0, int(kernels.FREE)), min_size=5, max_size=9), st.data())
+def test_no_slots_lead_out_of_the_ids(slots: list[int], data: st.DataObject) -> None:
+    """Slots may come from a file: whatever they hold, a search ends, and finds what is there."""
+    ends = np.array(data.draw(st.lists(st.integers(0, 5), min_size=4, max_size=4)), np.uint32)
+    rows = kernels.find_ids(["a", "", "bc"], b"abc", ends, KEY, np.array(slots, np.uint32))
+
+    for row, sought in zip(rows.tolist(), (b"a", b"", b"bc"), strict=True):
+        assert row == -1 or b"abc"[ends[row] : ends[row + 1]] == sought
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy looks up by itself")
+@pytest.mark.parametrize("text", [b"", b"a", b"12345678", "a text of over 16 bytes, é".encode()])
+def test_ids_are_hashed_as_python_hashes_texts(text: bytes) -> None:
+    """SipHash-1-3: Python's own, under the key of zeros that it has when its seed is 0."""
+    slots = np.full(1 << 16, kernels.FREE, np.uint32)
+    kernels._kernels.index_ids(text, np.array([0, len(text)], np.uint32), bytes(16), slots)
+    program = f"print(hash({text!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONHASHSEED": "0"},
+        capture_output=True,
+        check=True,
+    )
+    expected = int(done.stdout) % (1 << 64) if text else 0xD1FBA762150C532C
+
+    assert np.flatnonzero(slots != kernels.FREE).tolist() == [expected >> 48]
+    assert slots[expected >> 48] == (expected << 1) % (1 << 32)
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy counts by itself")
 def test_as_many_rows_as_texts_are_written() -> None:
     """The loop itself sees to it."""
     with pytest.raises(ValueError, match="a row for each text"):
-        kernels._kernels.find_ids(("a", "b"), b"abc", ENDS, SLOTS, np.empty(1, np.int64))
+        kernels._kernels.find_ids(("a", "b"), b"abc", ENDS, KEY, SLOTS, np.empty(1, np.int64))
 
 
+@loops
 def test_arrays_out_of_order_are_refused() -> None:
     """Of a transposed array a loop would read other numbers."""
     with pytest.raises((ValueError, BufferError), match="contiguous"):
         kernels.taken(np.zeros((2, 3), np.uint8).T, ROWS, TABLES)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes another way")
+@given(data=st.data())
+def test_repeats_add_up_as_numpy_adds_them(data: st.DataObject) -> None:
+    """To the bit, whatever repeats, and however often."""
+    rows = data.draw(arrays(np.int64, st.integers(0, 30), elements=st.integers(-1, 6)))
+    session = data.draw(arrays(np.int64, st.integers(0, 9), elements=st.integers(0, 6)))
+    logs = st.floats(-60, 60, width=32)
+    weights = data.draw(arrays(np.float32, len(session), elements=logs))
+    scores = data.draw(arrays(np.float32, len(rows), elements=logs))
+    expected = scores.copy()
+    for place, row in enumerate(rows):
+        if (session == row).any():
+            repeated = np.logaddexp.reduce(weights[session == row])
+            expected[place] = np.logaddexp(scores[place], repeated)
+
+    kernels.add_repeats(scores, rows, session, weights)
+
+    np.testing.assert_array_equal(scores, expected)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes another way")
+def test_repeats_are_refused_that_do_not_fit() -> None:
+    """Memory is never read past an array's end."""
+    scores, rows, weights = np.zeros(2, np.float32), np.zeros(2, np.int64), np.ones(3, np.float32)
+    with pytest.raises(TypeError, match="expected int64"):
+        kernels.add_repeats(scores, rows.astype(np.int32), rows, weights)
+    with pytest.raises(ValueError, match="a row for each score"):
+        kernels.add_repeats(scores, rows[:1], rows, weights)
+    with pytest.raises(ValueError, match="a weight for each item"):
+        kernels.add_repeats(scores, rows, rows, weights)

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
+from model_store import packed_ids
 from model_store.bundle import Bundle, parse_manifest, seal
 from model_store.errors import StoreError
 from model_store.store import Store
-from service import item_ids
 from service import loader as loading
 from service.caches import CacheOptions, open_cache
 from service.loader import Loader, NothingLoaded
 from service.metrics import Metrics
+from service.shared_ids import SharedIds
 from tests.service.conftest import Client, Serve, until, write_bundle
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +26,7 @@ def loader(store: Store, *refs: str, default: str | None = None) -> Loader:
     cache = open_cache("memory://", CacheOptions(1.0, 60, 0.01))
     return Loader(
         store=store,
+        ids=SharedIds(None),
         cache=cache,
         refs=refs,
         default=default,
@@ -256,11 +258,11 @@ async def test_a_bundle_that_vanishes_while_it_is_read_is_a_conflict(
 ) -> None:
     """Collected between opening and reading, or on a disk that fails: 409, the old one goes on."""
 
-    def vanish(_: object) -> None:
-        raise FileNotFoundError(2, "No such file", "ids.json")
+    def vanish(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file", "candidate_ids.npy")
 
     async with serve() as client:
-        monkeypatch.setattr(Bundle, "item_table", vanish)
+        monkeypatch.setattr(Bundle, "item_tensors", vanish)
         reply = await activate(client, "2")
         version = await client.version()
 
@@ -268,18 +270,25 @@ async def test_a_bundle_that_vanishes_while_it_is_read_is_a_conflict(
     assert version == "1"
 
 
-async def test_ids_that_are_too_long_are_a_conflict(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+async def test_ids_that_are_too_long_are_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond what their ends can count: 409, the old one goes on."""
-    async with serve() as client:
-        monkeypatch.setattr(item_ids, "MOST_BYTES", 9)
-        reply = await activate(client, "2")
-        version = await client.version()
+    """Beyond what their ends can count."""
+    monkeypatch.setattr(packed_ids, "MOST_BYTES", 9)
 
-    assert (reply.status_code, reply.json()["code"]) == (409, "activation_conflict")
-    assert "the ids take 10 bytes; expected up to 9" in reply.json()["detail"]
-    assert version == "1"
+    with pytest.raises(NothingLoaded, match="the ids take 10 bytes; expected up to 9"):
+        await loader(store, "ctr").load_all()
+
+
+async def test_versions_of_one_catalogue_have_one_index(serve: Serve) -> None:
+    """Their ids are read and indexed once: an activation with the same ones costs neither."""
+    async with serve() as client:
+        before = client.service.parts.loader.resolve("ctr").table
+        await activate(client, "2")
+        after = client.service.parts.loader.resolve("ctr").table
+
+    assert before is not after
+    assert before.ids is after.ids  # type: ignore[union-attr]
 
 
 async def test_a_second_activation_at_the_same_time_conflicts(serve: Serve) -> None:

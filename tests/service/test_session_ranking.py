@@ -17,7 +17,7 @@ from model_store.store import Store
 from service import kernels
 from service.errors import BadScores
 from service.item_ids import ItemIds
-from service.schemas import RecommendRequest
+from service.ranking import Costs
 from service.scorer import OrtEncoder, Ways
 from service.session_ranking import SessionRanking, reached
 from tests.service.conftest import Client, Serve
@@ -388,15 +388,17 @@ async def test_the_edge_is_that_of_rank(serve: Serve, world: World) -> None:
 
 
 async def test_a_long_scan_runs_on_a_thread(serve: Serve, world: World) -> None:
-    """The whole catalogue is counted, not the candidates that a request brings; same answer."""
+    """The whole catalogue counts, not the candidates that a request brings; same answer."""
     async with serve(models=SESSION) as client:
-        inline = await ask(client, session_items=["i1"])
-    async with serve(models=SESSION, inline_mflops=1e-6) as client:
+        executor = client.service.parts.executor
         ranking = client.service.parts.loader.resolve("session")
-        prepared = ranking.prepare_best(RecommendRequest(), client.service.parts.limits)
+        ranking.costs = Costs(fixed_us=1e9)
+        inline = await ask(client, session_items=["i1"])
+        assert not executor._threads
+        ranking.costs = Costs(catalogue_us=1e9)
         apart = await ask(client, session_items=["i1"])
 
-        assert ranking.flops(prepared) == ITEMS * 2 * 4
+        assert len(executor._threads) == 1
     assert apart["items"] == inline["items"]
 
 

@@ -29,6 +29,16 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
         load_settings()
 
 
+def test_a_setting_that_is_gone_names_what_came_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is off the event loop is told in microseconds, no longer in MFLOPs."""
+    monkeypatch.setenv("SLIMRANK_INLINE_MFLOPS", "50")
+
+    with pytest.raises(
+        SettingsInvalid, match=r"INLINE_MFLOPS is .* did you mean SLIMRANK_INLINE_US"
+    ):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

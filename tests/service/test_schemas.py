@@ -1,0 +1,66 @@
+"""Bodies parsed at once and in steps: the same requests, the same refusals."""
+
+import msgspec
+import pytest
+
+from service.errors import ServiceError
+from service.schemas import RankRequest, parse_rank, parse_rank_in_steps
+
+DEEP = 200_000
+BODIES = [
+    b'{"candidates": [1, 2.0, "a"]}',
+    b'{"candidates": [{"id": 1, "features": {"a": [1, {"b": null}]}}, {"id": "2"}], "top_k": 3}',
+    b'{"candidates": [1, {"id": 3}]}',
+    b'{"candidates": []}',
+    b'{"candidates":  {"ids": [1, "2"], "features": {"a": null, "b": [1, [2]]}}, "id": 7}',
+    b'{"candidates": {"ids": [1], "features": null}, "user": {"a": 1}, "shape": "columns"}',
+    b'{"candidates": {"ids": [1]}, "session_items": ["a"], "model": "m", "explain": "features"}',
+    b'{"candidates": [1], "candidates": [2, 3]}',
+    b'{"top_k": 1, "candidates": ["\xc3\xa9"]}',
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"candidates": null}',
+    b'{"candidates": "a"}',
+    b'{"candidates": 7}',
+    b'{"candidates": [1,]}',
+    b'{"candidates": [1]} x',
+    b'{"candidates": [{"id": "\xff"}]}',
+    b'{"candidates": [1, {"idd": 1}]}',
+    b'{"candidates": [{"id": 1, "features": []}]}',
+    b'{"candidates": [{"id": 1}, {"id": 2, "features": {"a": NaN}}]}',
+    b'{"candidates": [1e999]}',
+    b'{"candidates": {"ids": 1}}',
+    b'{"candidates": {"ids": [1], "features": {"a": 1}}}',
+    b'{"candidates": {"ids": [1], "features": {"a": [nul]}}}',
+    b'{"candidates": {"ids": [1], "other": 1}}',
+    b'{"candidates": [1], "top_k": 0}',
+    b'{"candidates": [1], "other": 0}',
+    b'{"candidates": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    b'{"candidates": [{"id": 1, "features": {"a": ' + b"[" * DEEP + b"]" * DEEP + b"}}]}",
+]
+
+
+def _outcome(parse: object, body: bytes) -> object:
+    try:
+        return parse(body)  # type: ignore[operator]
+    except ServiceError as error:
+        return type(error), str(error), getattr(error, "faults", None)
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:50]))
+def test_parsing_in_steps_is_parsing(body: bytes) -> None:
+    """Whatever the body, valid or not: the same request, or the same words about the same place."""
+    assert _outcome(parse_rank_in_steps, body) == _outcome(parse_rank, body)
+
+
+def test_every_field_survives_the_steps() -> None:
+    """A field that the outline forgot would be refused, or dropped."""
+    request = RankRequest(
+        candidates=["a"], id="i", model="m", user={"u": 1}, context={"c": 2}, session_items=["s"],
+        top_k=1, unknown_items="drop", explain="features", shape="columns",
+    )  # fmt: skip
+    assert None not in msgspec.structs.astuple(request)
+
+    assert parse_rank_in_steps(msgspec.json.encode(request)) == request

@@ -1,0 +1,158 @@
+"""What is told of answered requests: counted once, logged once, whether many came or one."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable
+from select import PIPE_BUF
+from typing import Any
+
+import pytest
+
+from service.log import lines_of_requests
+from service.metrics import Metrics
+from service.tally import MOST, Answered, Ranked, Tally
+
+pytestmark = pytest.mark.anyio
+
+RANKED = Ranked(
+    model="ctr",
+    version="3",
+    candidates=200,
+    brought=True,
+    cold=2,
+    warnings=["duplicate_candidates"],
+    laps={"parse": 0.0001, "score": 0.0021},
+)
+
+
+def answered(number: int = 0, ranked: Ranked | None = None, code: str | None = None) -> Answered:
+    """A request, told from others by its number."""
+    return Answered(1e9 + number, f"id-{number}", "POST", "/rank", 200, code, 0.003, ranked)
+
+
+async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
+    """A lone request is told by the clock, a burst by its size; each once."""
+    told: list[Any] = []
+    all_told = asyncio.Event()
+
+    def write(lines: Iterable[Any]) -> None:
+        told.extend(lines)
+        if len(told) > MOST:
+            all_told.set()
+
+    metrics = Metrics()
+    tally = Tally(metrics, write)
+
+    for number in range(MOST + 1):
+        tally.add(answered(number))
+    at_once = len(told)
+    await asyncio.wait_for(all_told.wait(), 10)
+
+    assert at_once == MOST
+    assert [line["request_id"] for line in told] == [f"id-{n}" for n in range(MOST + 1)]
+    assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ValueError("I/O operation on closed file")])
+async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Exception) -> None:
+    """Neither requests nor scrapes fail, all is counted, and lines come again when they can."""
+    told: list[Any] = []
+    is_broken = True
+
+    def write(lines: Iterable[Any]) -> None:
+        if is_broken:
+            raise error
+        told.extend(lines)
+
+    metrics = Metrics()
+    tally = Tally(metrics, write)
+    for number in range(MOST):
+        tally.add(answered(number))
+    is_broken = False
+    tally.add(answered(MOST))
+    tally.settle()
+
+    assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
+    assert [line["request_id"] for line in told] == [f"id-{MOST}"]
+
+
+async def test_a_ranking_is_counted_in_full() -> None:
+    """Stages, candidates, cold ones and warnings, each in its own instrument."""
+    metrics = Metrics()
+    tally = Tally(metrics, None)
+
+    tally.add(answered(ranked=RANKED))
+    tally.settle()
+
+    lines = text(metrics)
+    for expected in (
+        'slimrank_request_seconds_sum{route="/rank"} 0.003',
+        'slimrank_stage_seconds_sum{stage="score"} 0.0021',
+        "slimrank_candidates_sum 200.0",
+        'slimrank_cold_candidates_total{model="ctr"} 2.0',
+        'slimrank_warnings_total{code="duplicate_candidates"} 1.0',
+    ):
+        assert expected in lines
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """As JSON, a line a request with its own time; as text, for people."""
+    write = lines_of_requests("info", style)
+
+    write([answered(1, RANKED).line(), answered(2, code="overloaded").line()])
+    lines = capfdbinary.readouterr().out.splitlines()
+
+    assert len(lines) == 2
+    if style == "text":
+        assert b"overloaded" in lines[1]
+        return
+    first, second = map(json.loads, lines)
+    assert first == {
+        "event": "request",
+        "level": "info",
+        "timestamp": "2001-09-09T01:46:41Z",
+        "request_id": "id-1",
+        "method": "POST",
+        "route": "/rank",
+        "status": 200,
+        "ms": 3.0,
+        "code": None,
+        "model": "ctr",
+        "version": "3",
+        "candidates": 200,
+        "cold": 2,
+        "parse_ms": 0.1,
+        "score_ms": 2.1,
+    }
+    assert second["code"] == "overloaded"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pipes do not tell writes apart")
+def test_workers_do_not_cut_each_others_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written to a pipe at once is whole lines, no more than it takes whole."""
+    receiver, sender = os.pipe2(os.O_DIRECT)  # it keeps writes apart
+    expected = [answered(number, RANKED).line() for number in range(MOST)]
+    with os.fdopen(receiver, "rb", buffering=0) as pipe:
+        with os.fdopen(sender, "w") as stdout, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stdout)
+            lines_of_requests("info", "json")(expected)
+        written = [*iter(lambda: pipe.read(2 * PIPE_BUF), b"")]
+
+    assert all(some.endswith(b"\n") and len(some) <= PIPE_BUF for some in written)
+    lines = [json.loads(line) for line in b"".join(written).splitlines()]
+    assert [line["request_id"] for line in lines] == [f"id-{n}" for n in range(MOST)]
+
+
+def test_no_lines_above_their_level(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Who asks for warnings only gets none of them."""
+    lines_of_requests("warning", "json")([answered().line()])
+
+    assert capfdbinary.readouterr().out == b""
+
+
+def text(metrics: Metrics) -> str:
+    """What a scrape shows."""
+    return metrics.render().decode()
