@@ -391,7 +391,7 @@ class _Run(Generic[M, B]):
         losses = (self.objective.of(work, batch) for batch in self.passes.first(MEASURED_BATCHES))
         groups, costs = measured(work, tied, plain, losses)
         by_name = {g.name: cost.cpu() for g, cost in zip(groups, costs, strict=True)}
-        without = self._droppable(work, tied, groups, by_name)
+        without = self._droppable(work, tied, groups, by_name, budget)
         may_go = [replace(g, least=0) if g.name in without else g for g in groups]
         may_go = [g for g in may_go if g.removable]
         if not may_go:
@@ -408,9 +408,14 @@ class _Run(Generic[M, B]):
         tied: Tied,
         groups: Sequence[ChannelGroups],
         costs: Mapping[str, Tensor],
+        budget: Budget,
     ) -> set[str]:
         """The tables that may go as a whole, by name, once everything else is at its smallest."""
-        found = tables_only(tied, {name: float(cost.sum()) for name, cost in costs.items()})
+        worth: dict[str, tuple[float, ...]] = {n: (float(c.sum()),) for n, c in costs.items()}
+        if budget.bytes is not None:  # what must stay must not stand in the way of a budget
+            taken = bytes_of_a_channel(work, tied, [g.layer for g in groups])
+            worth = {name: (-taken[name], *cost) for name, cost in worth.items()}
+        found = tables_only(tied, worth)
 
         def smallest(dropped: set[str]) -> dict[str, Tensor]:
             return {
@@ -471,10 +476,22 @@ class _Run(Generic[M, B]):
 _TOGETHER: Final = "layers can each be narrower, but not together; name some of them in stay"
 
 
-def tables_only(tied: Tied, costs: Mapping[str, float]) -> set[str]:
+def bytes_of_a_channel(
+    module: nn.Module, tied: Tied, layers: Sequence[TiedLayer]
+) -> dict[str, float]:
+    """What one channel of each layer takes, all else being there."""
+    accounts = Accounts(module, tied, layers)
+    one_less = [[int(place == here) for place in range(len(layers))] for here in range(len(layers))]
+    return {
+        layer.name: accounts.dense["bytes"] - accounts.after(counts)["bytes"]
+        for layer, counts in zip(layers, one_less, strict=True)
+    }
+
+
+def tables_only(tied: Tied, worth: Mapping[str, tuple[float, ...]]) -> set[str]:
     """Layers that are columns of tables and nothing else, so that they may go altogether.
 
-    Something has to be left for each product to read: the dearest of them, if nothing else is.
+    Something has to be left for each product to read: what is worth most, if nothing else is.
     """
     found = {
         layer.name
@@ -486,7 +503,7 @@ def tables_only(tied: Tied, costs: Mapping[str, float]) -> set[str]:
     for product in tied.products:
         read = [layer.name for layer in tied.layers if product.columns in layer.members]
         if read and found.issuperset(read):
-            found.discard(max(read, key=lambda name: costs[name]))
+            found.discard(max(read, key=lambda name: worth[name]))
     return found
 
 

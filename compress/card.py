@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Final
 
 from compress.config import Frozen, GateConfig
-from compress.costs import bytes_by_part, request_us
+from compress.costs import bytes_by_part, request_us, resources
 from compress.export import click_card
-from compress.methods.base import Compressed
+from compress.methods.base import Compressed, keep_all, ratios
+from compress.methods.groups import SlimmingConfig
 from compress.plan import KINDS, Plan, Site, plan_as_json
 from compress.quantize import FP32
 from compress.rankers.base import Ranker
 from compress.stages import seal_with_costs, tools, write_whole
 from model_store.bundle import Bundle
-from model_store.manifest import Card, Resources, SeedResult
+from model_store.manifest import Card, Quality, Resources, SeedResult
 
 ENOUGH: Final = 1e-4  # how far a share of bytes may be off
+LONG: Final = 0.1234567890123456  # a figure with all its digits
 
 
 class SeedRun(Frozen):
@@ -69,6 +71,37 @@ def describe(plan: Plan, seed: int, dense: Ranker, compressed: Compressed) -> Ca
         kept_features=tuple(f.name for f in slim.features if not f.pruned),
         pruned_features=tuple(f.name for f in slim.features if f.pruned),
         widths=widths,
+    )
+
+
+def card_to_come(site: Site, dense: Ranker, bundle: Bundle) -> Card:
+    """A card as long as the one that a run will write, its figures made up: for what it weighs.
+
+    Args:
+        site: of the run.
+        dense: the ranker to be compressed.
+        bundle: its.
+    """
+    plan, costs = site.plan, resources(dense, bundle)
+    quality = Quality(auc=LONG, logloss=LONG, accuracy=LONG, rows=site.dataset.rows["test"])
+    nothing_gone = Compressed(keep_all(dense), dense, {}, {}, ())
+    method = plan.method_config
+    limits = dict(method.budget) if isinstance(method, SlimmingConfig) else {}
+    named = [key for key, limit in limits.items() if limit is not None]
+    return describe(plan, plan.config.seeds[0], dense, nothing_gone).model_copy(
+        update={
+            "results": tuple(
+                SeedResult(seed=seed, dense=quality, slim=quality) for seed in plan.config.seeds
+            ),
+            "dense": costs.model_copy(update={"us_per_request": LONG}),
+            "slim": costs.model_copy(update={"us_per_request": LONG}),
+            "requested": dict.fromkeys(named, LONG),
+            "achieved": dict.fromkeys([*ratios(dense, dense), *named, "p50_us", "speedup"], LONG),
+            "config": plan_as_json(plan),
+            "data_hash": site.dataset.fingerprint,
+            "tools": tools(),
+            "notes": notes(site),
+        }
     )
 
 

@@ -46,6 +46,8 @@ class TrainConfig(Frozen):
         weight_decay: of the layers.
         embedding_l2: pulls on the rows of a batch.
         ema_decay: over 0, what is judged and kept is the weights' moving average.
+        half: multiply in bfloat16 while training; weights, their steps and the looks at
+            validation stay in float32. See docs/training.md for which processors gain by it.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -59,6 +61,7 @@ class TrainConfig(Frozen):
     embedding_l2: float = Field(default=0.0, ge=0.0)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     evaluations_per_epoch: int = Field(default=1, gt=0)
+    half: bool = False
     distill: DistillConfig = DistillConfig()
 
 

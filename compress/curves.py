@@ -14,15 +14,37 @@ from model_store.packing import GZIP, packed, unpacked
 HISTORY_FILE: Final = "history.json"
 PACKED_HISTORY_FILE: Final = HISTORY_FILE + GZIP
 DIGITS: Final = 5
+MOST_BYTES: Final = 4 << 10  # of what a bundle keeps packed
+FEWEST: Final = 8  # rows of a curve that are left however many bytes they take
 
 Curve = Sequence[Mapping[str, float | None]]
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Write them, in gzip if the path ends so; what is not a number is null."""
+    """Write them; what is not a number is null.
+
+    If the path ends so, in gzip, and with as few rows as `MOST_BYTES` takes: budgets of bytes count
+    these files before there is a curve.
+    """
+    if path.suffix == GZIP:
+        path.write_bytes(_packed(curves))
+    else:
+        path.write_bytes(_as_json(curves))
+
+
+def _packed(curves: Mapping[str, Curve]) -> bytes:
+    while len(raw := packed(_as_json(curves))) > MOST_BYTES:
+        longest = max(curves, key=lambda name: len(curves[name]))
+        if len(curves[longest]) <= FEWEST:
+            return raw
+        every_other = curves[longest][::-1][::2][::-1]  # the last row stays
+        curves = {**curves, longest: every_other}
+    return raw
+
+
+def _as_json(curves: Mapping[str, Curve]) -> bytes:
     columns = {name: _columns(curve) for name, curve in curves.items()}
-    raw = (json.dumps(columns, separators=(",", ":"), allow_nan=False) + "\n").encode()
-    path.write_bytes(packed(raw) if path.suffix == GZIP else raw)
+    return (json.dumps(columns, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def history_file(root: Path) -> Path | None:

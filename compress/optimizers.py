@@ -149,9 +149,9 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self._layers.zero_grad(set_to_none=True)
-        for table in self.tables:
-            table.grad = None
+        # By hand: torch's own loop takes ten times as long, which small batches feel.
+        for parameter in (*self.layers, *self.tables):
+            parameter.grad = None
 
     def step(self) -> None:
         """Apply the gradients."""

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from compress.card import SeedRun, Verdict, describe, judge, write_card, write_metrics
+from compress.card import (
+    SeedRun,
+    Verdict,
+    card_to_come,
+    describe,
+    judge,
+    write_card,
+    write_metrics,
+)
 from compress.costs import bytes_by_part, resources
-from compress.curves import HISTORY_FILE, history_file
+from compress.curves import history_file
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, in_turn, locked, replaced, spacious
 from compress.evaluate import evaluate_folder
@@ -60,7 +69,6 @@ from compress.train import FitResult, fit
 from model_store.bundle import Bundle, open_bundle, seal
 from model_store.errors import StoreError
 from model_store.manifest import MANIFEST_FILE, Card, Quality, Resources, SeedResult
-from model_store.packing import unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +325,7 @@ def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
         site.dataset,
         site.plan.config.export.timing_candidates,
         site.plan.table,
+        card=partial(card_to_come, site, dense.ranker, dense.bundle),
         cache=latency_file(site),
         progress=site.progress,
     )
@@ -377,7 +386,10 @@ def own_dense(site: Site, seed: int) -> Bundle:
     slim = open_bundle(here / "slim")
     shutil.copytree(dense.root, staged)
     if curves := history_file(slim.root):
-        (staged / HISTORY_FILE).write_bytes(unpacked(curves))
+        history = history_file(staged)
+        if history is not None:
+            history.unlink()
+        shutil.copy(curves, staged)
     seal(staged, dense.manifest.model_copy(update={"card": slim.manifest.card}))
     staged.rename(folder)
     return open_bundle(folder)
@@ -421,6 +433,8 @@ def retrain(site: Site, seed: int, slim: Ranker, dense: Ranker) -> tuple[Ranker,
 def fine_tune(site: Site, seed: int, kept: Ranker, dense: Ranker) -> tuple[Ranker, FitResult]:
     """Train on from the pruned weights, tables in the form that learns; ``dense`` may teach."""
     slim = learned(kept, site.plan.table, site.dataset, seed, site.progress)
+    codes = b"".join(held.numpy(force=True).tobytes() for held in slim.buffers())
+    site.world.agree("the codes of their tables", codes)
     return slim, fit(
         slim,
         site.dataset,

@@ -19,6 +19,7 @@ from compress.rankers import RANKERS
 from compress.rankers.base import Ranker, RankerConfig
 from compress.stages import publish_faults, tools
 from compress.tables import TABLES, TableMethod
+from compress.tables.pq import PqConfig
 
 KINDS: Final = ("dense", "slim")
 
@@ -184,5 +185,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
 
 def latency_file(site: Site) -> Path:
     """Where measured times lie, by which budgets of time are told."""
-    table = site.plan.config.table.type
-    return site.shared / ("latency.json" if table == "float32" else f"latency-{table}.json")
+    config = site.plan.table_config
+    # Codes are made later: until then rows are looked up as those of small fields ship.
+    table = config.rest if isinstance(config, PqConfig) else site.plan.config.table.type
+    return site.shared / ("times.json" if table == "float32" else f"times-{table}.json")

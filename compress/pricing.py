@@ -7,9 +7,9 @@ not seen.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -19,18 +19,19 @@ from scipy.optimize import nnls
 
 from compress.config import CompressError
 from compress.costs import bytes_by_part
+from compress.curves import MOST_BYTES, history_file
 from compress.data.encode import Dataset
 from compress.data.folders import locked
 from compress.export import export_split, graph_inputs, make_encoders, real_rows
-from compress.graph import Feeds, GraphSession, interleaved_us, one_request
+from compress.graph import Feeds, GraphSession, interleaved, rotation
 from compress.progress import Progress
-from compress.rankers.base import Keep, Layer, Ranker, Sizes
+from compress.rankers.base import Field, Keep, Layer, Ranker, Sizes
 from compress.shipping import shipped
 from compress.slim import slim
 from compress.tables import TableMethod
 from compress.vocabularies import in_few_bytes
-from model_store.bundle import Bundle
-from model_store.manifest import VocabularyEncoding
+from model_store.bundle import Bundle, manifest_text
+from model_store.manifest import Card, Manifest, VocabularyEncoding
 from model_store.packing import packed
 
 FLOAT_BYTES: Final = 4
@@ -38,7 +39,6 @@ FITTED: Final = 24  # rankers that the times are fitted on
 HELD_OUT: Final = 8  # and those that the fit is judged on
 ROUNDS: Final = 200
 NARROWEST: Final = 0.02
-CURVES: Final = 10 << 10  # bytes of the curves that slimming adds to the dense ranker's, packed
 LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
 WORST: Final = 0.1  # median error on the held-out rankers that is borne without a warning
 
@@ -47,11 +47,17 @@ class ByteTable:
     """Bytes of a slim bundle by its ranker's sizes: the dense bundle's, packed, less what goes.
 
     Tables, as they ship, and layers are counted exactly; of a field that goes, its vocabulary and
-    its share of the catalogue go with it. Manifest, golden requests and the graph's nodes are taken
-    to stay, and the curves of slimming to come.
+    its share of the catalogue go with it. Features in the manifest, golden requests and the graph's
+    nodes are taken to stay; the card and the curves of the run come, in both bundles.
+
+    Args:
+        ranker: dense.
+        bundle: its, as it lies there before the run has a card.
+        method: how tables ship.
+        card: as long as the run's.
     """
 
-    def __init__(self, ranker: Ranker, bundle: Bundle, method: TableMethod) -> None:
+    def __init__(self, ranker: Ranker, bundle: Bundle, method: TableMethod, card: Card) -> None:
         self._ranker, self._method = ranker, method
         self._rows = {field.name: field.rows for field in ranker.fields}
         packed_files = _packed_sizes(bundle)
@@ -60,12 +66,15 @@ class ByteTable:
             field.name: sum(extras.get(name, 0) for name in field.features)
             for field in ranker.fields
         }
-        self.dense = sum(bytes_by_part(bundle.root).values())
+        curves = history_file(bundle.root)
+        grown = _manifest_bytes(bundle.manifest, card) - _manifest_bytes(bundle.manifest)
+        replaced = MOST_BYTES - (0 if curves is None else curves.stat().st_size)
+        self.dense = sum(bytes_by_part(bundle.root).values()) + grown + replaced
         files = {entry.path: entry.bytes for entry in bundle.manifest.files}
         saved = sum(files[name] - size for name, size in packed_files.items())
         trained = sum(field.rows * field.width for field in ranker.fields) * FLOAT_BYTES
         graph = trained - self._tables(ranker.sizes())
-        self._fixed = self.dense - saved - graph - self._counted(ranker.sizes()) + CURVES
+        self._fixed = self.dense - saved - graph - self._counted(ranker.sizes())
 
     def __call__(self, sizes: Sizes) -> float:
         """Bytes on disk."""
@@ -84,11 +93,14 @@ class ByteTable:
         )
 
 
-def _packed_sizes(bundle: Bundle) -> dict[str, int]:
-    """What a dense bundle's files would take in a slim one, by name: those that are packed there.
+def _manifest_bytes(manifest: Manifest, card: Card | None = None) -> int:
+    """Of a manifest, as it is or under another card."""
+    under = manifest if card is None else manifest.model_copy(update={"card": card})
+    return len(manifest_text(under).encode())
 
-    The dense ranker's curves are taken to stay.
-    """
+
+def _packed_sizes(bundle: Bundle) -> dict[str, int]:
+    """What files of a dense bundle take in a slim one, by name: those that are packed there."""
     manifest = bundle.manifest
     sizes = {
         feature.encoding.file: len(in_few_bytes(feature.encoding, tokens).raw)
@@ -142,6 +154,7 @@ class LatencyTable:
 
     def __init__(self, ranker: Ranker, timed: Sequence[Timed], candidates: int) -> None:
         self._ranker, self._candidates = ranker, candidates
+        self._features = {feature.name: feature for feature in ranker.features}
         work = np.stack([self._work(one.sizes) for one in timed])
         us = np.array([one.us for one in timed])
         self._scale = work.max(0).clip(min=1e-12)
@@ -157,24 +170,38 @@ class LatencyTable:
 
     def _work(self, sizes: Sizes) -> NDArray[np.float64]:
         """What a request makes the graph do, in the terms of the fit."""
-        layers = self._ranker.layers_at(sizes)
+        layers, widths, rows = self._ranker.layers_at(sizes), sizes.widths, self._candidates
+        live = [f for f in self._ranker.fields if widths[f.name]]
+        request, candidate = ([f for f in live if f.request is side] for side in (True, False))
         each = [layer for layer in layers if not layer.once]
-        live = [f for f in self._ranker.fields if sizes.widths[f.name]]
-        embedded = [f for f in live if not f.numeric and not f.request]
-        rows = self._candidates
+        looked_up = sum(self._length(f) * widths[f.name] for f in candidate if not f.numeric)
+        parts = self._parts(candidate, sizes)
         return np.array(
             [
                 1.0,
                 float(len(layers)),
-                float(sum(_lanes(layer) for layer in layers if layer.once)),
-                float(rows * sum(_lanes(layer) for layer in each)),
+                float(sum(_lanes(layer) * (1 if layer.once else rows) for layer in layers)),
                 float(rows * sum(layer.inputs + layer.outputs for layer in each)),
-                float(rows * len(embedded)),
-                float(rows * sum(sizes.widths[f.name] for f in embedded)),
-                float(sum(1 for f in live if f.request and not f.numeric)),
-                float(len({(f.request, sizes.widths[f.name]) for f in live})),
+                float(rows * sum(self._ranker.other_flops(sizes).values())),
+                float(rows * looked_up),
+                float(rows * sum(self._pooled(f) for f in candidate)),
+                float(self._parts(request, sizes)),
+                float(parts),
+                float(rows * sum(widths[f.name] for f in candidate) * (parts > 1)),  # put together
             ]
         )
+
+    def _parts(self, fields: Sequence[Field], sizes: Sizes) -> int:
+        """How many tensors a side's vectors come in: one a width; numbers and lists alone."""
+        alone = [f for f in fields if f.numeric or self._pooled(f)]
+        return len(alone) + len({sizes.widths[f.name] for f in fields if f not in alone})
+
+    def _length(self, field: Field) -> int:
+        """Ids of a field."""
+        return sum(self._features[name].length for name in field.features)
+
+    def _pooled(self, field: Field) -> bool:
+        return any(self._features[name].kind == "multi" for name in field.features)
 
 
 def _lanes(layer: Layer) -> int:
@@ -192,6 +219,7 @@ class MeasuredPricing:
         dataset: gives the rows that requests are made of.
         candidates: of a request.
         tables: how the slimmed versions' tables ship.
+        card: makes one as long as the run's; not called before bytes are asked for.
         cache: where the measured table is kept.
         progress: told of the rankers measured.
     """
@@ -201,12 +229,13 @@ class MeasuredPricing:
     dataset: Dataset
     candidates: int
     tables: TableMethod
+    card: Callable[[], Card]
     cache: Path
     progress: Progress
 
     @cached_property
     def _bytes(self) -> ByteTable:
-        return ByteTable(self.ranker, self.bundle, self.tables)
+        return ByteTable(self.ranker, self.bundle, self.tables, self.card())
 
     @cached_property
     def _latency(self) -> LatencyTable:
@@ -227,7 +256,7 @@ class MeasuredPricing:
         return self._bytes(sizes)
 
     def dense_bytes(self) -> float:
-        """Of the dense bundle, as it lies on disk."""
+        """Of the dense bundle, as it will lie on disk."""
         return float(self._bytes.dense)
 
     def p50_us(self, sizes: Sizes) -> float:
@@ -265,9 +294,11 @@ def measure(
     *,
     count: int = FITTED + HELD_OUT,
 ) -> list[Timed]:
-    """Time the ranker and slimmed versions of it, drawn at random, in turn in this process.
+    """Time the ranker and slimmed versions of it, drawn at random, in this process.
 
-    The first is the ranker itself, so that a fit on the first ones spans all sizes.
+    The first is the ranker itself, so that a fit on the first ones spans all sizes. Each of the
+    others takes turns with it alone, as on a card: with more of them in turn, none would find any
+    of its weights in the cache, as it does where it is served.
 
     Args:
         ranker: dense.
@@ -288,22 +319,24 @@ def measure(
             export_split(shipped(small.cpu(), tables).eval(), path)
             sessions.append(GraphSession(path))
             encoders = make_encoders(small.features, dataset.tokens)
-            feeds.append(list(_requests(graph_inputs(rows, small.features, encoders), candidates)))
+            feeds.append(rotation(graph_inputs(rows, small.features, encoders), candidates))
             sizes.append(_whole(ranker, small))
             progress.step("time rankers", number, count)
-        us = interleaved_us(sessions, feeds, ROUNDS)
+        us = _beside_the_first(sessions, feeds)
     return [Timed(s, t) for s, t in zip(sizes, us, strict=True)]
 
 
-def _requests(packed: Feeds, candidates: int) -> Iterator[Feeds]:
-    rows = len(next(iter(packed.values())))
-    for start in range(0, max(1, rows - candidates + 1), candidates):
-        yield one_request(
-            {
-                name: np.ascontiguousarray(a.take(range(start, start + candidates), 0, mode="wrap"))
-                for name, a in packed.items()
-            }
-        )
+def _beside_the_first(
+    sessions: Sequence[GraphSession], feeds: Sequence[Sequence[Feeds]]
+) -> list[float]:
+    """Median microseconds of each, by how long it takes as against the first in the same turn."""
+    firsts, ratios = [], []
+    for session, own in zip(sessions[1:], feeds[1:], strict=True):
+        first, other = interleaved([sessions[0], session], [feeds[0], own], ROUNDS)
+        firsts.append(np.median(first))
+        ratios.append(float(np.median(other / first)))
+    us = float(np.median(firsts))
+    return [us, *(us * ratio for ratio in ratios)]
 
 
 def _whole(dense: Ranker, small: Ranker) -> Sizes:
@@ -327,10 +360,15 @@ def random_keep(ranker: Ranker, rng: np.random.Generator) -> Keep:
     if len(live) < prunable.least:
         live = list(ranker.fields)
     dims: Mapping[str, tuple[int, ...]] = {}
-    if prunable.by_position and rng.integers(2):
+    if rng.integers(2):
         quarters = rng.integers(1, 5, len(live))
-        dims = {f.name: _some(f.width, q / 4, rng) for f, q in zip(live, quarters, strict=True)}
+        draw = _first if prunable.aligned else partial(_some, rng=rng)
+        dims = {f.name: draw(f.width, q / 4) for f, q in zip(live, quarters, strict=True)}
     return Keep(tuple(f.name for f in live), hidden, dims)
+
+
+def _first(count: int, share: float) -> tuple[int, ...]:
+    return tuple(range(max(1, round(count * share))))
 
 
 def _some(count: int, share: float, rng: np.random.Generator) -> tuple[int, ...]:

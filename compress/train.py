@@ -29,7 +29,7 @@ from torch import Tensor
 from compress import checkpoint as checkpoints
 from compress import metrics
 from compress.averaging import Average
-from compress.config import CompressError, DistillConfig, TrainConfig
+from compress.config import CompressError, TrainConfig
 from compress.data.base import Part
 from compress.data.encode import Batch
 from compress.distill import click_loss, distillation_loss
@@ -151,29 +151,35 @@ class Objective:
         self,
         ranker: Ranker,
         dataset: TrainingData,
-        config: DistillConfig,
+        config: TrainConfig,
         teacher: Ranker | None,
         where: torch.device,
         *,
         world: World = ALONE,
     ) -> None:
-        self._ranker, self._config, self._where = ranker, config, where
+        self._ranker, self._distill, self._where = ranker, config.distill, where
         self._world = world
+        self._half = config.half
         self._columns = Columns(dataset.features, ranker)
-        self._teacher = teacher if config.weight else None
+        self._teacher = teacher if config.distill.weight else None
         if self._teacher is not None:
             self._teacher.to(where).eval()
             self._teacher_columns = Columns(dataset.features, self._teacher)
 
     def loss(self, batch: Batch) -> Tensor:
         """A mean over the batch."""
-        logits = self._ranker(self._columns.inputs(batch, self._where))
+        logits = self._logits(self._ranker, self._columns, batch)
         label = torch.from_numpy(batch.label).to(self._where)
         if self._teacher is None:
             return click_loss(logits, label)
         with torch.no_grad():
-            soft = self._teacher(self._teacher_columns.inputs(batch, self._where))
-        return distillation_loss(logits, label, soft, self._config)
+            soft = self._logits(self._teacher, self._teacher_columns, batch)
+        return distillation_loss(logits, label, soft, self._distill)
+
+    def _logits(self, ranker: Ranker, columns: Columns, batch: Batch) -> Tensor:
+        with torch.autocast(self._where.type, torch.bfloat16, enabled=self._half):
+            logits: Tensor = ranker(columns.inputs(batch, self._where))
+        return logits.float()
 
     def backward(self, batch: Batch, layers: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
         """Leave the gradient of the loss, which is returned, in the parameters.
@@ -340,7 +346,7 @@ class _Loop:
         self._objective = Objective(
             self.ranker,
             self.dataset,
-            self.config.distill,
+            self.config,
             self.teacher,
             self.where,
             world=self.world,

@@ -70,10 +70,11 @@ class _Thresholds:
 
 def shrink(groups: Groups, threshold: float) -> Tensor:
     """The proximal step of threshold·√|g|·‖W_g‖, in place; the norms after it (G,)."""
-    rows = sum(reader.layer.out_features for reader in groups.readers)
+    # Of what is made, norms are means over the rows: a column counts as one weight.
+    rows = sum(reader.layer.out_features for reader in groups.readers) or 1
     size = groups.by_group(groups.metric.new_full((groups.columns,), float(rows)))
     norms = (energies(groups) / groups.metric).sqrt()
     factor = (1.0 - threshold * size.sqrt() / norms.clamp(min=1e-30)).clamp(min=0.0)
-    for columns in weights(groups):
-        columns.mul_(groups.by_column(factor))
+    for held in weights(groups):
+        held.matrix.mul_(groups.by_column(factor)[held.columns])
     return norms * factor

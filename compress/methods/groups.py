@@ -9,19 +9,22 @@ of a field's vector, or a hidden neuron (the column that reads it). Groups of on
 | ‖W_g‖² | `energies` | squared norm of a group, in the metric of `Groups.metric` |
 | R_r(s) | `Problem.ratio` | shares of the dense ranker's FLOPs, bytes, time |
 
-Positions are nested in fields: those of a field that goes are no groups any more.
+Positions are nested in fields: those of a field that goes are no groups any more. In inner
+products no column reads a position, so there W_g is what makes it: columns of the field's table, or
+rows of the bottom MLP's last layer; and positions go in an order that all fields share.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field as Option
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from compress.budget import Bound, Budget, FlopsOf
 from compress.config import ConfigError, Frozen
@@ -29,7 +32,7 @@ from compress.data.encode import Batch
 from compress.distill import click_loss
 from compress.methods.problem import BudgetProblem, Order
 from compress.primal_dual import Vector, bottom, prox
-from compress.rankers.base import Field, Hidden, Keep, Prunable, Ranker, Reader, Sizes
+from compress.rankers.base import Field, Hidden, Keep, Prunable, Ranker, Reader, Sizes, flat
 from compress.train import Columns, TrainingData, shuffled
 
 Part = Literal["fields", "widths", "neurons"]
@@ -82,8 +85,16 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """A view of some weights (n, columns), and which of a layer's columns these are."""
+
+    columns: slice
+    matrix: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Groups:
-    """One layer of groups: G of them, in the input columns of ``readers``.
+    """One layer of groups: G of them, in the input columns of ``readers``, or in what is ``made``.
 
     Attributes:
         membership: (G, columns): which share of a column is whose; None: a column a group.
@@ -92,6 +103,8 @@ class Groups:
         metric: (G,) factors of the squared norms.
         unit: they go in multiples of it.
         blocks: of the groups, where they are positions of fields.
+        made: the weights, where nothing reads the positions by themselves; then a field's blocks go
+            in the order in which they stand.
     """
 
     name: str
@@ -103,6 +116,7 @@ class Groups:
     metric: Tensor
     unit: int
     blocks: tuple[Block, ...] = ()
+    made: tuple[Weights, ...] = ()
 
     @property
     def removable(self) -> int:
@@ -112,7 +126,7 @@ class Groups:
 
     @property
     def columns(self) -> int:
-        """Columns of each reader that belong to the groups."""
+        """How many belong to the groups, of each reader or of all that is made."""
         return self.count if self.membership is None else self.membership.shape[1]
 
     def by_group(self, columns: Tensor) -> Tensor:
@@ -127,15 +141,19 @@ class Groups:
 def energies(groups: Groups) -> Tensor:
     """Squared group norms (G,), in the groups' metric."""
     squares = torch.zeros(groups.columns, device=groups.metric.device)
-    for columns in weights(groups):
-        squares += columns.square().sum(0)
+    for held in weights(groups):
+        square = held.matrix.square()
+        # Of what makes positions a mean, so that tables of any length compare.
+        squares[held.columns] += square.mean(0) if groups.made else square.sum(0)
     return groups.by_group(squares) * groups.metric
 
 
-def weights(groups: Groups) -> Iterator[Tensor]:
-    """Each reader's columns (out, columns), to be read or written in place."""
+def weights(groups: Groups) -> Iterator[Weights]:
+    """What is zeroed if groups go, to be read or written in place."""
     for reader in groups.readers:
-        yield reader.layer.weight.data[:, reader.start : reader.start + groups.columns]
+        matrix = reader.layer.weight.data[:, reader.start : reader.start + groups.columns]
+        yield Weights(slice(0, groups.columns), matrix)
+    yield from groups.made
 
 
 def selectable(groups: Groups, energy: Tensor) -> Tensor:
@@ -192,9 +210,8 @@ class Problem(BudgetProblem):
             if groups.blocks:
                 energy = self._nested(groups, energy, orders, s)
             saved = z @ self._savings[layer]
-            order = bottom(
-                energy / (saved / saved.max()).clamp(min=SMALL_SHARE).to(energy), groups.count
-            )
+            worth_of = energy / (saved / saved.max()).clamp(min=SMALL_SHARE).to(energy)
+            order = bottom(_in_turn(groups, worth_of) if groups.made else worth_of, groups.count)
             orders.append(order)
             found.append(energy[order])
         return Order(tuple(orders), tuple(found))
@@ -227,8 +244,9 @@ class Problem(BudgetProblem):
         prices = torch.zeros(groups.count, device=groups.metric.device)
         prices[chosen] = price
         by_column = groups.by_column(prices)
-        for columns in weights(groups):
-            columns.copy_(prox(columns, by_column, lr))
+        for held in weights(groups):
+            if (price_of := by_column[held.columns]).any():  # a table that stays takes no time
+                held.matrix.copy_(prox(held.matrix, price_of, lr))
 
     def sizes(self, counts: Sequence[int], order: Order) -> Sizes:
         """What is left if the first ``counts`` of each layer go."""
@@ -283,6 +301,22 @@ class Problem(BudgetProblem):
         return torch.from_numpy(saved)
 
 
+def _in_turn(groups: Groups, worth: Tensor) -> Tensor:
+    """Each block's worth at least that of those before it in its field: they go first."""
+    found = torch.empty_like(worth)
+    for own in by_field(groups.blocks):
+        found[own] = worth[own].cummax(0).values
+    return found
+
+
+def by_field(blocks: Sequence[Block]) -> list[list[int]]:
+    """The places of each field's blocks, in the order in which they stand."""
+    found: dict[int, list[int]] = {}
+    for g, block in enumerate(blocks):
+        found.setdefault(block.field, []).append(g)
+    return list(found.values())
+
+
 # --- which groups there are ----------------------------------------------------------------------
 
 
@@ -311,12 +345,7 @@ def make_problem(
     """
     groups = [*_groups(ranker, config, bounds)]
     prunable = ranker.prunable()
-    if WIDTHS in config.parts:
-        if not prunable.by_position:
-            raise ConfigError(
-                "method.parts: 'widths' cannot go from a ranker of inner products, which need "
-                "fields of one width; leave it out, or use interaction = 'cat'"
-            )
+    if WIDTHS in config.parts and _saves(ranker.sizes(), _narrowest(ranker), bounds):
         groups.append(_positions(ranker, prunable, config, dataset, seed))
     groups = [g for g in groups if g.removable]
     if not groups:
@@ -335,12 +364,21 @@ def _groups(ranker: Ranker, config: SlimmingConfig, bounds: Sequence[Bound]) -> 
     if FIELDS in config.parts:
         yield _fields(ranker, prunable, config)
     for layer in prunable.hidden if "neurons" in config.parts else ():
-        if _saves(ranker.sizes(), layer, bounds):
+        if _saves(ranker.sizes(), _one_less(ranker, layer), bounds):
             yield _neurons(layer, config.unit, _where(ranker))
 
 
-def _saves(dense: Sizes, layer: Hidden, bounds: Sequence[Bound]) -> bool:
-    smaller = Sizes(dense.widths, {**dense.hidden, layer.name: dense.hidden[layer.name] - 1})
+def _one_less(ranker: Ranker, layer: Hidden) -> Sizes:
+    dense = ranker.sizes()
+    return Sizes(dense.widths, {**dense.hidden, layer.name: dense.hidden[layer.name] - 1})
+
+
+def _narrowest(ranker: Ranker) -> Sizes:
+    dense = ranker.sizes()
+    return Sizes(dict.fromkeys(dense.widths, 1), dense.hidden)
+
+
+def _saves(dense: Sizes, smaller: Sizes, bounds: Sequence[Bound]) -> bool:
     return any(bound.share(smaller) < bound.share(dense) for bound in bounds)
 
 
@@ -402,42 +440,70 @@ def _positions(
     seed: int,
 ) -> Groups:
     """Blocks of ``width_unit`` positions, those of a field that matter least together."""
-    single = _positions_of(
-        prunable,
-        _where(ranker),
-        [Block(i, (k,)) for i, field in enumerate(prunable.fields) for k in range(field.width)],
-    )
+    fields = prunable.fields
+    singles = [Block(i, (k,)) for i, field in enumerate(fields) for k in range(field.width)]
+    single = _positions_of(ranker, prunable, singles)
     costs = removal_costs(ranker, [single], dataset, seed)[0].tolist()
-    by_field: dict[int, list[tuple[float, int]]] = {}
-    for block, cost in zip(single.blocks, costs, strict=True):
-        by_field.setdefault(block.field, []).append((cost, block.positions[0]))
+    if prunable.aligned:
+        costs = _shared_ranks(singles, costs)
     blocks = [
-        Block(field, tuple(sorted(k for _, k in ranked[start : start + config.width_unit])))
-        for field, found in by_field.items()
-        for ranked in [sorted(found)]
+        Block(singles[own[0]].field, tuple(sorted(singles[g].positions[0] for g in least)))
+        for own in by_field(singles)
+        for ranked in [sorted(own, key=lambda g: costs[g])]
         for start in range(0, len(ranked), config.width_unit)
+        for least in [ranked[start : start + config.width_unit]]
     ]
-    return _positions_of(prunable, _where(ranker), blocks)
+    return _positions_of(ranker, prunable, blocks)
 
 
-def _positions_of(prunable: Prunable, where: torch.device, blocks: Sequence[Block]) -> Groups:
+def _shared_ranks(singles: Sequence[Block], costs: Sequence[float]) -> list[int]:
+    """Places in one order of the positions, by what they cost in all fields together.
+
+    Those that fewer fields have come first, so that what fields keep stays nested.
+    """
+    found: dict[int, tuple[int, float]] = {}
+    for block, cost in zip(singles, costs, strict=True):
+        (k,) = block.positions
+        holders, total = found.get(k, (0, 0.0))
+        found[k] = holders + 1, total + cost
+    order = sorted(found, key=lambda k: (*found[k], k))
+    return [order.index(block.positions[0]) for block in singles]
+
+
+def _positions_of(ranker: Ranker, prunable: Prunable, blocks: Sequence[Block]) -> Groups:
+    where = _where(ranker)
     starts = np.cumsum([0, *(field.width for field in prunable.fields)])
-    membership = torch.zeros(len(blocks), prunable.membership.shape[1], device=where)
-    members: dict[int, list[int]] = {}
+    membership = torch.zeros(len(blocks), int(starts[-1]), device=where)
     for g, block in enumerate(blocks):
         membership[g, [int(starts[block.field]) + k for k in block.positions]] = 1.0
-        members.setdefault(block.field, []).append(g)
+    members, aligned = by_field(blocks), prunable.aligned
     return Groups(
         name=WIDTHS,
         count=len(blocks),
-        readers=prunable.readers,
+        readers=() if aligned else prunable.readers,
         membership=membership,
-        locked=(),
-        quorums=tuple(Quorum(tuple(found), 1) for found in members.values()),
+        locked=tuple(own[-1] for own in members) if aligned else (),
+        quorums=() if aligned else tuple(Quorum(tuple(own), 1) for own in members),
         metric=torch.ones(len(blocks), device=where),
         unit=1,
         blocks=tuple(blocks),
+        made=tuple(_made(ranker)) if aligned else (),
     )
+
+
+def _made(ranker: Ranker) -> Iterator[Weights]:
+    """What makes the fields' vectors, in the columns of their concatenation."""
+    end = 0
+    for side in ranker.sides:
+        if side.bottom is not None:
+            last = cast("torch.nn.Linear", side.bottom.layers[-1])
+            columns, end = slice(end, end + last.out_features), end + last.out_features
+            yield Weights(columns, last.weight.data.T)
+            yield Weights(columns, last.bias.data.unsqueeze(0))
+        for place in side.places:
+            columns, end = slice(end, end + place.width), end + place.width
+            table = cast("torch.nn.Embedding", ranker.tables[str(place.width)]).weight.data
+            yield Weights(columns, table[place.rows.start : place.rows.stop])
 
 
 def _where(ranker: Ranker) -> torch.device:
@@ -500,42 +566,46 @@ def gate_slopes(
 def input_slopes(
     ranker: Ranker, layers: Sequence[Groups], dataset: TrainingData, batches: Iterable[Batch]
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """What each layer's first reader gets of a batch, x (B, columns), and rows' ∂loss/∂x."""
+    """What each layer's first reader gets of a batch, x (B, columns), and rows' ∂loss/∂x.
+
+    Of positions that nothing reads by themselves: what is made of them.
+    """
     ranker.eval()
     where = _where(ranker)
     columns = Columns(dataset.features, ranker)
-    seen: dict[int, Tensor] = {}
-    hooks = [
-        groups.readers[0].layer.register_forward_pre_hook(_remember(seen, layer))
-        for layer, groups in enumerate(layers)
-    ]
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    hooks = [h for g, own in zip(layers, seen, strict=True) for h in _seeing(ranker, g, own)]
     try:
         for batch in batches:
             label = torch.from_numpy(batch.label).to(where)
             total = click_loss(ranker(columns.inputs(batch, where)), label) * len(batch)
-            inputs = [seen[layer] for layer in range(len(layers))]
-            slopes = torch.autograd.grad(total, inputs)
-            pairs = zip(layers, inputs, slopes, strict=True)
-            own = [(_own(g, x.detach()), _own(g, slope)) for g, x, slope in pairs]
-            yield [x for x, _ in own], [slope for _, slope in own]
-            seen.clear()
+            slopes = iter(torch.autograd.grad(total, [x for own in seen for x in own]))
+            pairs = list(zip(layers, seen, strict=True))
+            yield (
+                [_own(g, own).detach() for g, own in pairs],
+                [_own(g, [next(slopes) for _ in own]) for g, own in pairs],
+            )
+            for own in seen:
+                own.clear()
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _remember(
-    seen: dict[int, Tensor], layer: int
-) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[layer] = inputs[0]
+def _seeing(ranker: Ranker, groups: Groups, seen: list[Tensor]) -> list[RemovableHandle]:
+    if groups.made:
+        return [
+            side.register_forward_hook(lambda *call: seen.extend(call[-1])) for side in ranker.sides
+        ]
+    layer = groups.readers[0].layer
+    return [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
 
-    return hook
 
-
-def _own(groups: Groups, columns: Tensor) -> Tensor:
+def _own(groups: Groups, seen: Sequence[Tensor]) -> Tensor:
+    if groups.made:
+        return flat(seen)
     start = groups.readers[0].start
-    return columns[:, start : start + groups.columns]
+    return seen[0][:, start : start + groups.columns]
 
 
 def by_gate(groups: Groups, pull: Tensor) -> Tensor:

@@ -104,8 +104,8 @@ class _Gates:
         problem, gates = self._course.problem, self._gates().detach()
         worth = [gates if g.name == FIELDS else magnitudes(g) for g in problem.groups]
         counts, order = uniform_counts(problem, worth)
-        for columns in weights(self._fields):
-            columns.mul_(self._by_column(gates))
+        for held in weights(self._fields):
+            held.matrix.mul_(self._by_column(gates))
         return counts, order
 
     def state(self) -> dict[str, Any]:

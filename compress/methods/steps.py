@@ -179,10 +179,9 @@ class _Loop:
     def __post_init__(self) -> None:
         self._ranker = self.course.problem.ranker
         self._where = next(self._ranker.parameters()).device
-        distill = self.train.distill
-        teacher = copy.deepcopy(self.dense) if distill.weight else None
+        teacher = copy.deepcopy(self.dense) if self.train.distill.weight else None
         self._objective = Objective(
-            self._ranker, self.course.dataset, distill, teacher, self._where, world=self.world
+            self._ranker, self.course.dataset, self.train, teacher, self._where, world=self.world
         )
         self._optimizers = Optimizers(self._ranker, self.train)
 

@@ -112,9 +112,9 @@ def _batch_means(pull: Tensor) -> Tensor:
 
 
 def zero(problem: Problem, counts: list[int], order: Order) -> None:
-    """Set what reads the first ``counts`` of each layer's groups to zero."""
+    """Set the weights of the first ``counts`` of each layer's groups to zero."""
     for layer, groups in enumerate(problem.groups):
         kept = torch.ones_like(groups.metric)
         kept[order.groups[layer][: counts[layer]]] = 0.0
-        for columns in weights(groups):
-            columns.mul_(groups.by_column(kept))
+        for held in weights(groups):
+            held.matrix.mul_(groups.by_column(kept)[held.columns])

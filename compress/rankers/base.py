@@ -21,7 +21,7 @@ from pydantic import Field as Option
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.config import ConfigError, Frozen
+from compress.config import ConfigError, Frozen, nearest
 from compress.tables import look_up
 from model_store.manifest import FeatureSpec, InputName, NumericEncoding
 
@@ -183,8 +183,10 @@ class Prunable:
             column sums to 1; a pair of the dot interaction belongs to two fields, half each.
         hidden: the neuron groups.
         least: how many fields the ranker cannot do without.
-        by_position: whether a field's columns are the positions of its vector, in order; then
-            fields may become narrower one by one.
+        aligned: whether positions mean the same in all fields, as in inner products. Then a
+            position is what makes it, and fields keep the first ones of an order that they share.
+            Else a field's columns are the positions of its vector, in order, and each field keeps
+            those that it likes.
     """
 
     fields: tuple[Field, ...]
@@ -192,7 +194,7 @@ class Prunable:
     membership: Tensor
     hidden: tuple[Hidden, ...]
     least: int = 1
-    by_position: bool = True
+    aligned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,10 +516,12 @@ class Ranker(nn.Module, ABC):
         self.tables = _tables(list(places.values()), generator)
 
     def _check_widths(self, places: Mapping[str, Place]) -> None:
-        unknown = set(self.config.widths) - set(places) - {f"{side}_numeric" for side in SIDES}
-        if unknown:
-            known = ", ".join(sorted(places))
-            raise ConfigError(f"ranker.widths: no fields {sorted(unknown)}; there are {known}")
+        fields = [*places, *(f"{side}_numeric" for side in SIDES)]
+        if unknown := sorted(set(self.config.widths).difference(fields)):
+            raise ConfigError(
+                f"ranker.widths: no fields {unknown}{nearest(unknown[0], fields)}; "
+                f"there are {', '.join(sorted(places))}"
+            )
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -543,7 +547,7 @@ class Ranker(nn.Module, ABC):
         Args:
             make: a table and the places of the fields in it -> the table in its stead.
         """
-        places = [place for side in self._sides for place in side.places]
+        places = [place for side in self.sides for place in side.places]
         tables = nn.ModuleDict(
             {
                 width: make(table, [p for p in places if p.width == int(width)])
@@ -649,10 +653,10 @@ class Ranker(nn.Module, ABC):
     def field_slices(self, keep: Keep) -> Slices:
         """What stays of the fields' own parameters: table rows and bottom MLPs."""
         plan: dict[str, tuple[Cut, ...]] = {}
-        places = {p.feature.name: p for side in self._sides for p in side.places}
+        places = {p.feature.name: p for side in self.sides for p in side.places}
         for field in self.kept_fields(keep):
             dims = keep.dims_of(field)
-            columns = None if len(dims) == field.width else torch.tensor(dims)
+            columns = None if dims == tuple(range(field.width)) else torch.tensor(dims)
             if field.numeric:
                 side = self.request if field.request else self.candidate
                 bottom, name = cast("Mlp", side.bottom), f"bottom_{side.name}"
@@ -665,7 +669,8 @@ class Ranker(nn.Module, ABC):
         return plan
 
     @property
-    def _sides(self) -> tuple[Side, Side]:
+    def sides(self) -> tuple[Side, Side]:
+        """The request's, then the candidates'."""
         return self.request, self.candidate
 
     def kept_features(self, keep: Keep) -> tuple[FeatureSpec, ...]:
@@ -687,7 +692,7 @@ class Ranker(nn.Module, ABC):
         """The config's entries that all rankers have, after slimming."""
         hidden = {
             side.name: kept_widths(side.bottom.hidden(f"bottom_{side.name}"), keep)
-            for side in self._sides
+            for side in self.sides
             if side.bottom is not None
         }
         widths = {f.name: len(keep.dims_of(f)) for f in self.kept_fields(keep)}

@@ -6,17 +6,20 @@ numeric fields and the inner products of all pairs of fields::
     x = [request numeric | request-request pairs | candidate numeric | request-candidate pairs |
          candidate-candidate pairs]
 
-so that what depends on the request alone leads, and is multiplied once per request.
+so that what depends on the request alone leads, and is multiplied once per request. A field that
+is narrower than others has zeros in the places of the positions that it lacks, which are the last.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.config import ConfigError
 from compress.rankers.base import (
     Field,
     Hidden,
@@ -33,7 +36,6 @@ from compress.rankers.base import (
     SlimPlan,
     Width,
     added_linear,
-    field_columns,
     flat,
     kept_widths,
     mlp_layers,
@@ -66,8 +68,7 @@ class Dlrm(Ranker):
         self, features: Sequence[FeatureSpec], config: DlrmConfig, generator: torch.Generator
     ) -> None:
         super().__init__(features, config, generator)
-        if config.interaction == "dot" and len({field.width for field in self.fields}) > 1:
-            raise ConfigError("ranker.widths: inner products need fields of one width")
+        self.widest = max(field.width for field in self.fields)
         self.blocks, self.request_blocks = _blocks(self.fields, config.interaction)
         widths = [self._width(block) for block in self.blocks]
         self.request_columns = sum(widths[: self.request_blocks])
@@ -100,19 +101,25 @@ class Dlrm(Ranker):
             return [flat(request)] if request else []
         if not request:
             return []
-        vectors = torch.cat(request, 1)  # (R, F_r, D)
-        return [*_numeric(self.request.fields, vectors), *_own_pairs(vectors)]
+        vectors = self._padded(request)  # (R, F_r, D)
+        return [*_numeric(self.request.fields, request), *_own_pairs(vectors)]
 
     def _candidate_input(self, request: list[Tensor], candidate: list[Tensor]) -> list[Tensor]:
         if self.config.interaction == "cat":
             return [flat(candidate)]
-        vectors = torch.cat(candidate, 1)  # (N, F_c, D)
-        parts = _numeric(self.candidate.fields, vectors)
+        vectors = self._padded(candidate)  # (N, F_c, D)
+        parts = _numeric(self.candidate.fields, candidate)
         if request:
             # (R, F_r, D) @ (N, D, F_c) -> (N, F_r, F_c)
-            pairs = rowwise("MatMul", torch.cat(request, 1), vectors.transpose(1, 2))
+            pairs = rowwise("MatMul", self._padded(request), vectors.transpose(1, 2))
             parts.append(pairs.flatten(1))
         return [*parts, *_own_pairs(vectors)]
+
+    def _padded(self, parts: Sequence[Tensor]) -> Tensor:
+        """Runs of fields (rows, k, width) -> (rows, F, D), zeros behind the narrower ones."""
+        lacking = [self.widest - part.shape[2] for part in parts]
+        pairs = zip(parts, lacking, strict=True)
+        return torch.cat([functional.pad(p, (0, n)) if n else p for p, n in pairs], 1)
 
     def _width(self, block: Block) -> int:
         return self.fields[block[0]].width if len(block) == 1 else 1
@@ -137,7 +144,7 @@ class Dlrm(Ranker):
             torch.cat(shares, 1),
             self.hidden(),
             least,
-            by_position=self.config.interaction == "cat",
+            aligned=self.config.interaction == "dot",
         )
 
     def top_layers(self, sizes: Sizes) -> list[Layer]:
@@ -151,14 +158,21 @@ class Dlrm(Ranker):
         return [*split_layer("top", once, each, widths[0]), *mlp_layers("top", widths)]
 
     def other_flops(self, sizes: Sizes) -> Parts:
-        """Inner products of the pairs that are used, two a number."""
+        """Inner products of the pairs that are used, two a number that both fields have."""
         if self.config.interaction == "cat":
             return {}
-        widths = [width for width in sizes.widths.values() if width]
-        return {"interaction": len(widths) * (len(widths) - 1) / 2 * 2 * max(widths, default=0)}
+        widths = sorted(width for width in sizes.widths.values() if width)
+        wider = range(len(widths) - 1, -1, -1)
+        return {"interaction": sum(2 * w * n for w, n in zip(widths, wider, strict=True))}
 
     def plan(self, keep: Keep) -> SlimPlan:
-        """The kept blocks' columns of the first layer, and the kept neurons after it."""
+        """The kept blocks' columns of the first layer, and the kept neurons after it.
+
+        Raises:
+            ValueError: inner products, and the positions that fields keep are not nested.
+        """
+        if self.config.interaction == "dot" and keep.dims:
+            keep = _aligned(self.fields, keep)
         update = {**self.kept_config(keep), "top": kept_widths(self.top.hidden("top"), keep)}
         slices = self.top.slices("top", "top", keep, self._kept_columns(keep))
         return SlimPlan(
@@ -168,11 +182,27 @@ class Dlrm(Ranker):
         )
 
     def _kept_columns(self, keep: Keep) -> Tensor:
-        if self.config.interaction == "cat":
-            return field_columns(self, keep)
-        kept = {i for i, field in enumerate(self.fields) if field.name in keep.fields}
-        stays = [kept.issuperset(block) for block in self.blocks for _ in range(self._width(block))]
-        return torch.tensor(stays).nonzero().flatten()
+        widths = [self._width(block) for block in self.blocks]
+        starts = dict(zip(map(frozenset, self.blocks), accumulate([0, *widths]), strict=False))
+        fields = self.kept_fields(keep)
+        places = [self.fields.index(field) for field in fields]
+        columns: list[int] = []
+        for block in _blocks(fields, self.config.interaction)[0]:
+            start = starts[frozenset(places[i] for i in block)]
+            dims = keep.dims_of(fields[block[0]]) if len(block) == 1 else (0,)
+            columns += [start + dim for dim in dims]
+        return torch.tensor(columns, dtype=torch.int64)
+
+
+def _aligned(fields: Sequence[Field], keep: Keep) -> Keep:
+    """The same positions in the order that all fields share: those that most of them keep first."""
+    kept = {f.name: set(keep.dims_of(f)) for f in fields if f.name in keep.fields}
+    found = Counter(dim for dims in kept.values() for dim in dims)
+    order = sorted(found, key=lambda dim: (-found[dim], dim))
+    dims = {name: tuple(order[: len(own)]) for name, own in kept.items()}
+    if any(set(dims[name]) != own for name, own in kept.items()):
+        raise ValueError("inner products: expected the positions that fields keep to be nested")
+    return replace(keep, dims=dims)
 
 
 def _blocks(fields: Sequence[Field], interaction: str) -> tuple[list[Block], int]:
@@ -198,9 +228,9 @@ def _pairs(positions: Sequence[int]) -> list[Block]:
     return [(a, b) for n, a in enumerate(positions) for b in positions[n + 1 :]]
 
 
-def _numeric(fields: Sequence[Field], vectors: Tensor) -> list[Tensor]:
+def _numeric(fields: Sequence[Field], parts: Sequence[Tensor]) -> list[Tensor]:
     # A side's numeric field, if it has one, is its first.
-    return [vectors[:, 0]] if fields and fields[0].numeric else []
+    return [parts[0].flatten(1)] if fields and fields[0].numeric else []
 
 
 def _own_pairs(vectors: Tensor) -> list[Tensor]:

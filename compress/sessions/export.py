@@ -63,8 +63,7 @@ class _Graph(nn.Module):
         self.ranker = ranker
 
     def forward(self, session: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ways = self.ranker.encode(session)
-        return tuple(each[:, -1] for each in ways if each is not None)
+        return tuple(way for way in self.ranker.latest(session) if way is not None)
 
 
 def output_names(ranker: SessionRanker) -> list[str]:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from compress.config import CompressError, TrainConfig
+from compress.config import CompressError, DistillConfig, TrainConfig
 from compress.methods import METHODS
 from compress.parallel import World, joined
 from compress.progress import Silent
 from compress.rankers import RANKERS
+from compress.shipping import learned, shipped
+from compress.tables.pq import Pq, PqConfig
 from compress.train import fit
 
 SHARED = Path(__file__).with_name("conftest.py")
@@ -31,6 +33,7 @@ class Task:
     Attributes:
         train: options of training besides `fit_config`'s.
         slim: the method that slims what was trained.
+        coded: whether its tables become codes, with which it trains on.
         ended: signals that processes send themselves at a step: (rank, step, signal).
         other_rows: rows that the second process has more than the first.
     """
@@ -42,6 +45,7 @@ class Task:
     train: dict[str, Any] = field(default_factory=dict)
     dropout: float = 0.0
     slim: str = ""
+    coded: bool = False
     ended: tuple[int, int, int] | None = None
     wait_s: float = 60.0
     other_rows: int = 0
@@ -105,6 +109,14 @@ def trained(task: Task, world: World) -> dict[str, Any]:
             checkpoint=task.folder / "slim.ckpt", world=world,
         )  # fmt: skip
         found |= {"slim": slimmed.ranker.state_dict(), "keep": repr(slimmed.keep)}
+    if task.coded:
+        table = Pq(PqConfig(cut=2, words=8, min_rows=8, rest="float32", frequency=0.5))
+        coded = learned(ranker, table, data, 3, Silent())
+        fit(
+            coded, data, train.model_copy(update={"distill": DistillConfig(weight=0.5)}), 4,
+            checkpoint=task.folder / "coded.ckpt", progress=progress, teacher=ranker, world=world,
+        )  # fmt: skip
+        found["coded"] = shipped(coded, table).state_dict()
     return found
 
 

@@ -212,6 +212,42 @@ def test_an_infeasible_budget_is_refused_with_the_smallest_that_can_be(rough: Tw
     assert found.slim.flops == pytest.approx(limit * whole)
 
 
+class TwoTables(nn.Module):
+    """Nothing but a large table and a small one, read by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Embedding(500, 4), nn.Embedding(5, 4)
+        self.read = nn.Linear(8, 1)
+        nn.init.normal_(self.large.weight, std=3.0)  # it matters most
+
+    def forward(self, large: Tensor, small: Tensor) -> Tensor:
+        """(B,), (B,) -> (B,)."""
+        both = [self.large(large), self.small(small)]
+        return self.read(torch.cat(both, -1)).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "dropped"),
+    [(Budget(bytes=0.02), ("large",)), (Budget(flops=0.2), ("small",))],
+    ids=["bytes", "flops"],
+)
+def test_of_tables_alone_the_smallest_stays_where_bytes_decide(
+    budget: Budget, dropped: tuple[str, ...]
+) -> None:
+    """A column of it takes little of a budget; where all save alike, what matters most stays."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    rows = [(torch.randint(0, 500, (64,), generator=draw), torch.arange(64) % 5)] * 4
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (module(*batch) - (batch[0] % 2).float()).square().mean()
+
+    found = slimmed(TwoTables(), budget, example=rows[0], loss=loss, batches=rows)
+
+    assert found.dropped == dropped
+
+
 class Scaled(nn.Module):
     """Divides by a width that it asks for, which no trace shows."""
 

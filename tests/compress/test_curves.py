@@ -4,7 +4,15 @@ import json
 import math
 from pathlib import Path
 
-from compress.curves import PACKED_HISTORY_FILE, history_file, read_curves, write_curves
+import numpy as np
+
+from compress.curves import (
+    MOST_BYTES,
+    PACKED_HISTORY_FILE,
+    history_file,
+    read_curves,
+    write_curves,
+)
 
 
 def test_curves_come_back(tmp_path: Path) -> None:
@@ -33,6 +41,21 @@ def test_curves_come_back_from_gzip(tmp_path: Path) -> None:
     assert found is not None
     assert found.stat().st_size < 300
     assert read_curves(found) == {"train": steps}
+
+
+def test_packed_curves_take_no_more_than_is_counted(tmp_path: Path) -> None:
+    """Rows of the longest go, every other one, until the rest fits; the last stays."""
+    path, draw = tmp_path / PACKED_HISTORY_FILE, np.random.default_rng(0)
+    gates = [{"step": n, **{f"gate.{k}": draw.random() for k in range(40)}} for n in range(1, 101)]
+    looks = [{"step": n, "logloss": draw.random()} for n in range(9)]
+
+    write_curves(path, {"train": looks, "method": gates})
+
+    found = read_curves(path)
+    assert MOST_BYTES // 3 < path.stat().st_size <= MOST_BYTES
+    assert [row["step"] for row in found["train"]] == list(range(9))
+    kept = [int(row["step"] or 0) for row in found["method"]]
+    assert kept == list(range(100, 0, -(kept[1] - kept[0])))[::-1]
 
 
 def test_rows_are_read_too(tmp_path: Path) -> None:

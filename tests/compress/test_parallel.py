@@ -114,8 +114,9 @@ def test_each_process_draws_its_own() -> None:
     [
         {"train": {"ema_decay": 0.9, "embedding_l2": 1e-4}, "slim": "umec"},
         {"train": {"optimizer": "sgd", "lr": 0.1, "batch_size": 100}, "slim": "lpfs"},
+        {"coded": True},
     ],
-    ids=["adam, average, umec", "sgd, lpfs, which learns gates of its own"],
+    ids=["adam, average, umec", "sgd, lpfs, which learns gates of its own", "codes for rows"],
 )
 def test_two_processes_find_what_one_finds(tmp_path: Path, options: dict[str, Any]) -> None:
     """Up to rounding: log losses by look, weights, and what is kept.
@@ -130,9 +131,19 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, options: dict[str, An
     for found in both:
         assert found["logloss"] == pytest.approx(one["logloss"], abs=1e-6)
         assert found.get("keep") == one.get("keep")
-    for part in {"weights", "slim"} & one.keys():
+    for part in {"weights", "slim", "coded"} & one.keys():
         assert same_bits(both[0][part], both[1][part])
         torch.testing.assert_close(both[0][part], one[part], **ROUNDING)
+
+
+@pytest.mark.slow
+def test_two_processes_find_nearly_that_in_half_precision(tmp_path: Path) -> None:
+    """A share's gradient is rounded to bfloat16 by itself, so quality is alike, and no more is."""
+    one = alone(tmp_path / "one", train={"half": True})
+    both = together(tmp_path / "two", train={"half": True})
+
+    assert same_bits(both[0]["weights"], both[1]["weights"])
+    assert both[0]["logloss"] == pytest.approx(one["logloss"], abs=2e-3)
 
 
 @pytest.mark.slow

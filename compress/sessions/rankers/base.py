@@ -82,13 +82,26 @@ class SessionRanker(nn.Module, ABC):
 
     def encode(self, vectors: Tensor) -> Ways:
         """The ways after 0 … L items: (B, L, D) -> query (B, L + 1, D), others (B, L + 1, L)."""
-        start = self.start.expand(vectors.shape[0], 1, -1)
-        query, repeat, follow = self(torch.cat([start, vectors], dim=1))
-        # What the start weighs itself is no item.
+        return self.of_items(self(self.after_start(vectors)))
+
+    def latest(self, vectors: Tensor) -> Ways:
+        """The ways after all L items, which is all that serving asks for.
+
+        (B, L, D) -> query (B, D), others (B, L).
+        """
+        return Ways(*(None if way is None else way[:, -1] for way in self.encode(vectors)))
+
+    def after_start(self, vectors: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L + 1, D)."""
+        return torch.cat([self.start.expand(vectors.shape[0], 1, -1), vectors], dim=1)
+
+    def of_items(self, ways: Ways) -> Ways:
+        """Without what the start weighs itself, which is no item; what repeats as calibrated."""
+        query, repeat, follow = ways
         return Ways(
             query,
-            None if repeat is None else repeat[:, :, 1:] + self.boost,
-            None if follow is None else follow[:, :, 1:],
+            None if repeat is None else repeat[..., 1:] + self.boost,
+            None if follow is None else follow[..., 1:],
         )
 
     @property

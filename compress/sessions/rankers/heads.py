@@ -60,3 +60,16 @@ class RepeatHead(nn.Module):
         recency = (asked @ self.age_key[:length].T).gather(2, by_age)
         weights = (content + recency) / math.sqrt(WIDTH)
         return causal(REACH * (weights + self.of_age[by_age] + self.level(hidden)))
+
+    def latest(self, hidden: Tensor) -> Tensor:
+        """What `forward` says at the last position: (B, L, D) -> (B, L)."""
+        length, last = hidden.shape[1], hidden[:, -1]
+        asked = self.query(last) / math.sqrt(WIDTH)  # (B, 32)
+        # (q W) · h instead of q · (W h): one product, not one for each position.
+        content = (hidden @ (asked @ self.key.weight).unsqueeze(2)).squeeze(2)  # (B, L)
+        level = asked @ self.key.bias.unsqueeze(1) + self.level(last)  # (B, 1)
+        # Of all ages, the oldest first: the last L are those of the session. Weights are turned,
+        # never added up or multiplied: the export keeps them in the bits that they were rounded to.
+        of_ages = asked @ self.age_key.flip(0).T + self.of_age.flip(0)
+        weights: Tensor = REACH * (content + of_ages[:, -length:] + level)
+        return weights

@@ -73,17 +73,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        rows, length, dim = x.shape
-        q, k, v = (
-            part.reshape(rows, length, self.heads, dim // self.heads).transpose(1, 2)
-            for part in self.qkv(x).chunk(3, dim=-1)
-        )  # (B, H, L, D / H)
-        weights = (q @ k.transpose(2, 3) / math.sqrt(dim // self.heads)).float()
+        q, k, v = map(self._by_head, self.qkv(x).chunk(3, dim=-1))
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(x.shape[2] // self.heads)).float()
         weights = self._drop(causal(weights).softmax(-1))
-        mixed = (weights @ v).transpose(1, 2).reshape(rows, length, dim)
+        mixed = weights @ v  # (B, L, D), or (B, H, L, D / H)
+        if self.heads > 1:
+            mixed = mixed.transpose(1, 2).flatten(2)
         x = self.norm(x + self._drop(self.out(mixed)))
         normed: Tensor = self.norm_feed(x + self._drop(self.feed(x)))
         return normed
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, H, L, D / H); as it is for one head, which spares the graph nodes."""
+        rows, length, dim = x.shape
+        if self.heads == 1:
+            return x
+        return x.reshape(rows, length, self.heads, dim // self.heads).transpose(1, 2)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -126,6 +131,18 @@ class ItemPool(nn.Module):
         pooled: Tensor = causal(weights).softmax(-1) @ vectors
         return pooled
 
+    def latest(self, vectors: Tensor, hidden: Tensor) -> Tensor:
+        """What `forward` says at the last position: (B, L, D) both -> (B, D)."""
+        # (q W) · h instead of q · (W h + b): one product, not one for each position; and the
+        # softmax takes out q · b, which all positions share.
+        asked = self.asks(hidden[:, -1]) / (REACH * math.sqrt(vectors.shape[2]))
+        content = (hidden @ (asked @ self.answers.weight).unsqueeze(2)).squeeze(2)  # (B, L)
+        of_ages = self.of_age.flip(0)  # the oldest first: the last L are the session's
+        # Multiplied last: the export keeps weights in the bits that they were rounded to.
+        weights = REACH * (content + of_ages[-vectors.shape[1] :])
+        pooled: Tensor = (weights.softmax(-1).unsqueeze(1) @ vectors).squeeze(1)
+        return pooled
+
 
 class SasRec(SessionRanker):
     """Transformer over the session."""
@@ -149,14 +166,29 @@ class SasRec(SessionRanker):
 
     def forward(self, vectors: Tensor) -> Ways:
         """(B, L, D) -> the ways at each position."""
-        config, length = self.config, vectors.shape[1]
-        # Unit vectors beside positions of 0.02 an entry: as large as the usual embeddings.
-        hidden = self.norm(vectors * math.sqrt(config.dim) + self.positions[:length])
-        hidden = F.dropout(hidden, config.dropout, self.training)
-        for block in self.blocks:
-            hidden = block(hidden)
+        hidden = self._hidden(vectors)
         pooled = hidden if self.soft is None else self.soft(hidden)
         if self.pool is not None:
             pooled = self.pool(vectors, hidden)
         repeat = None if self.repeat is None else self.repeat(hidden)
         return Ways(self.query(pooled), repeat, None)
+
+    def latest(self, vectors: Tensor) -> Ways:
+        """As `SessionRanker.latest`, without what other positions would ask."""
+        vectors = self.after_start(vectors)
+        hidden = self._hidden(vectors)
+        if self.pool is not None:
+            pooled = self.pool.latest(vectors, hidden)
+        else:
+            pooled = (hidden if self.soft is None else self.soft(hidden))[:, -1]
+        repeat = None if self.repeat is None else self.repeat.latest(hidden)
+        return self.of_items(Ways(self.query(pooled), repeat, None))
+
+    def _hidden(self, vectors: Tensor) -> Tensor:
+        config, length = self.config, vectors.shape[1]
+        # Unit vectors beside positions of 0.02 an entry: as large as the usual embeddings.
+        hidden: Tensor = self.norm(vectors * math.sqrt(config.dim) + self.positions[:length])
+        hidden = F.dropout(hidden, config.dropout, self.training)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden  # (B, L, D)

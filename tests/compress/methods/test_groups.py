@@ -1,6 +1,7 @@
 """What may go: positions inside fields, several budgets at once, and what each group saves."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from compress.budget import Budget, Pricing, bounds
 from compress.config import ConfigError
-from compress.methods.groups import Problem, SlimmingConfig, make_problem
+from compress.methods.groups import Problem, SlimmingConfig, energies, make_problem
 from compress.methods.problem import fit_budget
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import mask, slim
@@ -20,6 +21,8 @@ Clicks = Callable[..., TrainingData]
 ALL = ("fields", "widths", "neurons")
 CASES = [
     ("dlrm", {"interaction": "cat"}),
+    ("dlrm", {"interaction": "dot"}),
+    ("dlrm", {"interaction": "dot", "dim": 8, "widths": {"u0": 4, "i1": 5}}),
     ("dcnv2", {"structure": "parallel", "rank": 3}),
     ("dcnv2", {"structure": "stacked"}),
 ]
@@ -87,7 +90,7 @@ def test_positions_that_go_are_those_that_were_masked(
     rows = clicks(200)
     ranker = build(name, options, rows.features)
     problem = problem_of(ranker, rows, budget={"flops": 1.0}, parts=("widths",), width_unit=2)
-    keep = problem.keep([3], problem.order([3]))
+    keep = problem.keep([5], problem.order([5]))
     small, masked = slim(ranker, keep), mask(ranker, keep)
     batch = next(iter(rows.batches("test", 50)))
     cpu = torch.device("cpu")
@@ -210,18 +213,79 @@ def test_the_smallest_that_is_told_can_be_met(build: Build, clicks: Clicks) -> N
     assert fit_budget(problem, [0], problem.order([0])) == [problem.groups[0].removable]
 
 
-def test_inner_products_refuse_fields_of_several_widths(build: Build, clicks: Clicks) -> None:
-    """In the config, and as groups."""
+@pytest.mark.parametrize("interaction", ["cat", "dot"])
+def test_positions_that_save_nothing_do_not_go(
+    build: Build, clicks: Clicks, interaction: str
+) -> None:
+    """Fields stay fields, however narrow: no method takes some in vain, its share of all groups."""
     rows = clicks(50)
-    ranker = build("dlrm", {"interaction": "dot"}, rows.features)
+    ranker = build("dlrm", {"interaction": interaction}, rows.features)
 
-    with pytest.raises(ConfigError, match="inner products"):
-        problem_of(ranker, rows, budget={"flops": 0.5}, parts=ALL)
-    with pytest.raises(ConfigError, match="one width"):
-        build("dlrm", {"interaction": "dot", "widths": {"u0": 2}}, rows.features)
+    problem = problem_of(ranker, rows, budget={"fields": 0.5}, parts=ALL, width_unit=2)
+
+    assert [groups.name for groups in problem.groups] == ["fields"]
+    with pytest.raises(ConfigError, match="nothing of widths may go and saves fields"):
+        problem_of(ranker, rows, budget={"fields": 0.5}, parts=("widths",), width_unit=2)
+
+
+def dot(build: Build, rows: TrainingData, **options: Any) -> Ranker:
+    """A ranker of inner products."""
+    return build("dlrm", {"interaction": "dot", "dim": 8, **options}, rows.features)
+
+
+@pytest.mark.parametrize("widths", [{}, {"u0": 2, "i1": 5}], ids=["one width", "several"])
+@pytest.mark.parametrize("worth", [False, True], ids=["energies", "scores"])
+def test_positions_of_inner_products_go_in_one_order(
+    build: Build, clicks: Clicks, widths: dict[str, int], worth: bool
+) -> None:
+    """However many go: what fields keep stays nested, the last block of each field included."""
+    rows = clicks(200)
+    problem = problem_of(
+        dot(build, rows, widths=widths),
+        rows,
+        budget={"flops": 1.0},
+        parts=("widths",),
+        width_unit=2,
+    )
+    (groups,) = problem.groups
+    draw = torch.Generator().manual_seed(0)
+    scores = [torch.rand(groups.count, generator=draw)] if worth else None
+
+    for count in range(groups.removable + 1):
+        dims = problem.keep([count], problem.order([count], worth=scores)).dims
+        kept = [set(dims.get(f.name, range(f.width))) for f in problem.ranker.fields]
+        kept.sort(key=len)
+        assert all(few <= more for few, more in pairwise(kept))
+        assert all(kept)
+
+
+def test_what_makes_a_position_is_zeroed_alone(build: Build, clicks: Clicks) -> None:
+    """UMEC's step shrinks a field's own columns of its table, or rows that put out its numbers."""
+    rows = clicks(200)
+    ranker = dot(build, rows)
+    problem = problem_of(ranker, rows, budget={"flops": 1.0}, parts=("widths",), width_unit=2)
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    chosen = {block.field: g for g, block in enumerate(problem.groups[0].blocks)}
+    names = [field.name for field in ranker.fields]
+    picked = [chosen[names.index("i1")], chosen[names.index("request_numeric")]]
+
+    problem.shrink(0, torch.tensor(picked), price=1.0, lr=1e9)
+
+    place = next(p for p in ranker.candidate.places if p.feature.name == "i1")
+    of_table, of_numbers = (list(problem.groups[0].blocks[g].positions) for g in picked)
+    expected = before["tables.8.weight"].clone()
+    expected[place.rows.start : place.rows.stop, of_table] = 0.0
+    last = len(ranker.request.bottom.layers) - 1  # type: ignore[union-attr]
+    bottom = f"request.bottom.layers.{last}"
+    before[f"{bottom}.weight"][of_numbers] = before[f"{bottom}.bias"][of_numbers] = 0.0
+    before["tables.8.weight"] = expected
+    for name, parameter in ranker.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], atol=1e-6, rtol=0)
+    assert energies(problem.groups[0])[picked].max() < 1e-6
 
 
 def test_a_mistyped_field_in_widths_is_refused(build: Build) -> None:
-    """With the names that there are."""
-    with pytest.raises(ConfigError, match=r"no fields \['usr'\]; there are brand, "):
+    """With the nearest name, and all that there are."""
+    said = r"no fields \['usr'\]; did you mean 'user'\?; there are brand, "
+    with pytest.raises(ConfigError, match=said):
         build("dlrm", {"widths": {"usr": 2}})

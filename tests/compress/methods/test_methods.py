@@ -139,13 +139,15 @@ def test_selectors_of_fields_need_some(method: str, trained: Ranker, data: Train
 
 
 @pytest.mark.parametrize("method", ["group-lasso", "taylor", "umec"])
-@pytest.mark.parametrize("ranker", ["dlrm", "dcnv2"])
+@pytest.mark.parametrize("ranker", ["dlrm", "dlrm-dot", "dcnv2"])
 @pytest.mark.parametrize("parts", [["fields", "widths"], ["fields", "widths", "neurons"]])
 def test_the_smallest_budget_is_met_where_positions_go_with_their_fields(
     method: str, ranker: str, parts: list[str], build: Build, data: TrainingData
 ) -> None:
     """What is left of a field that has gone neither saves anything nor stands in the way."""
-    dense = build(ranker, {"dim": 8}, data.features)
+    name, _, interaction = ranker.partition("-")
+    given = {"interaction": interaction} if interaction else {}
+    dense = build(name, {"dim": 8, **given}, data.features)
     options: dict[str, Any] = {"parts": parts, "width_unit": 2}
     with pytest.raises(ConfigError) as caught:
         compress(method, dense, data, budget={"flops": 1e-6}, **options)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ CASES = [
     pytest.param("dlrm", {"interaction": "cat"}, id="dlrm-cat"),
     pytest.param("dlrm", {"widths": WIDTHS}, id="dlrm-cat-widths"),
     pytest.param("dlrm", {"interaction": "dot"}, id="dlrm-dot"),
+    pytest.param("dlrm", {"interaction": "dot", "widths": WIDTHS}, id="dlrm-dot-widths"),
     pytest.param("dcnv2", {"structure": "parallel"}, id="dcnv2-parallel"),
     pytest.param("dcnv2", {"structure": "parallel", "rank": 3}, id="dcnv2-parallel-low-rank"),
     pytest.param("dcnv2", {"structure": "stacked"}, id="dcnv2-stacked"),
@@ -37,11 +38,9 @@ def some_of(ranker: Ranker) -> Keep:
     dropped = {"likes", "genres", "candidate_numeric", "user"}
     hidden = {layer.name: tuple(range(1, layer.width, 2)) for layer in ranker.hidden()}
     dims = {"device": (2,), "request_numeric": (0, 3), "brand": (1, 2, 3)}
-    return Keep(
-        tuple(f.name for f in ranker.fields if f.name not in dropped),
-        hidden,
-        dims if ranker.prunable().by_position else {},
-    )
+    if ranker.prunable().aligned:
+        dims = {"device": (2,), "request_numeric": (0, 2), "brand": (0, 1, 2), "item": (0, 2)}
+    return Keep(tuple(f.name for f in ranker.fields if f.name not in dropped), hidden, dims)
 
 
 def test_every_registered_ranker_is_tested_here() -> None:
@@ -165,10 +164,10 @@ def test_flops_equal_what_the_layers_do(
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(count)
         ranker(draw(1, 1, ranker.features))
-        fields, width = len(ranker.fields), sum(field.width for field in ranker.fields)
-        beside = {"dlrm": 0, "dcnv2": 2 * 2 * width}[name]  # ⊙ and + of each cross
+        widths = [field.width for field in ranker.fields]
+        beside = {"dlrm": 0, "dcnv2": 2 * 2 * sum(widths)}[name]  # ⊙ and + of each cross
         if options.get("interaction") == "dot":
-            beside = fields * (fields - 1) // 2 * 2 * ranker.config.dim
+            beside = sum(2 * min(pair) for pair in combinations(widths, 2))
 
         assert sum(ranker.flops().values()) == counted + beside
 
@@ -214,6 +213,32 @@ def pick(inputs: Inputs, old: tuple[FeatureSpec, ...], new: tuple[FeatureSpec, .
         columns = [placed[f.name].start + k for f in live for k in range(f.length)]
         parts[field.name] = getattr(inputs, field.name)[:, columns]
     return Inputs(**parts)
+
+
+def test_a_narrower_field_has_zeros_behind_it_in_inner_products(build: Build, draw: Draw) -> None:
+    """It scores as a field of the others' width whose last positions are zero."""
+    narrow = build("dlrm", {"interaction": "dot", "dim": 6, "widths": {"device": 2}})
+    wide = build("dlrm", {"interaction": "dot", "dim": 6})
+    with torch.no_grad():
+        for small, large in ((narrow.request, wide.request), (narrow.candidate, wide.candidate)):
+            for place, padded in zip(small.places, large.places, strict=True):
+                own = narrow.tables[str(place.width)].weight[place.rows.start : place.rows.stop]
+                rows = wide.tables["6"].weight[padded.rows.start : padded.rows.stop]
+                rows.zero_()[:, : place.width] = own
+    others = {n: p for n, p in narrow.named_parameters() if not n.startswith("tables")}
+    wide.load_state_dict(others, strict=False)
+    inputs = draw(1, 5)
+
+    torch.testing.assert_close(narrow(inputs), wide(inputs))
+
+
+def test_inner_products_refuse_positions_that_are_not_nested(build: Build) -> None:
+    """No order of the positions has zeros behind both."""
+    ranker = build("dlrm", {"interaction": "dot"})
+    fields = tuple(field.name for field in ranker.fields)
+
+    with pytest.raises(ValueError, match="nested"):
+        slim(ranker, Keep(fields, {}, {"device": (0, 1), "brand": (1, 2)}))
 
 
 def test_multi_valued_features_pool_by_the_mean_of_what_is_there(build: Build, draw: Draw) -> None:

@@ -103,6 +103,19 @@ def test_a_prefix_is_encoded_as_in_the_whole(case: Case, length: int) -> None:
 
 
 @every
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_the_latest_ways_are_those_of_the_last_position(case: Case, length: int) -> None:
+    """What is exported asks for no other, and says the same."""
+    name, options = case
+    ranker = drawn_ranker(name, **options)
+    given = vectors(ranker, 3, length)
+
+    with torch.inference_mode():
+        last = Ways(*(None if way is None else way[:, -1] for way in ranker.encode(given)))
+        assert_alike(ranker.latest(given), last)
+
+
+@every
 def test_padding_at_the_end_changes_nothing(case: Case) -> None:
     """Nor does what other sessions of the batch there are."""
     name, options = case

@@ -241,7 +241,7 @@ def test_times_that_budgets_are_told_by_are_taken_alone(outcome: Outcome, here: 
 
     (tables, alone), (left, workers) = launcher.waves
     assert (len(tables), alone) == (1, 1)
-    assert tables[0].endswith("/latency.json")
+    assert tables[0].endswith("/times.json")
     assert (len(left), workers) == (4, 2)
 
 
