@@ -2,7 +2,7 @@
 
 Each value's ratio is of the rounds' medians; its spread is from the least favourable pair of rounds
 to the most favourable. Above 1 the later run is better, in every row. A change whose spread holds 1
-may be chance.
+may be chance; of one round there is no spread, and so no verdict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from loadtest.measured import Measured, Spread
 from loadtest.shapes import Level
 
 WITHIN: Final = "within the spread"
+UNKNOWN: Final = "one round"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,20 @@ class Change:
             as a whole leaves alone.
         load: the level's name; empty for the knee.
         value: what is compared.
+        rounds: of the run that has fewer.
     """
 
     side: str
     load: str
     value: str
     ratio: Spread
+    rounds: int
 
     @property
     def verdict(self) -> str:
         """In words."""
+        if self.rounds < 2:  # noqa: PLR2004 - of one there is no spread
+            return UNKNOWN
         if self.ratio.low > 1:
             return "better"
         return "worse" if self.ratio.high < 1 else WITHIN
@@ -132,12 +137,14 @@ def _change(
     pairs = [a / b for a, b in product(after, before)]
     middle = Spread.of(after).middle / Spread.of(before).middle
     side, level = key
-    return Change(side, level.name, value, Spread(middle, min(pairs), max(pairs)))
+    spread = Spread(middle, min(pairs), max(pairs))
+    return Change(side, level.name, value, spread, min(len(now), len(then)))
 
 
 def _knees(now: Sequence[Measured], then: Sequence[Measured]) -> list[Change]:
     # Of a knee that is only a lower bound there is no ratio.
     earlier = {knee.side: knee for knee in measured.knees(then) if not knee.at_least}
+    rounds = min(len({window.round for window in run}) for run in (now, then))
     found = []
     for knee in (knee for knee in measured.knees(now) if not knee.at_least):
         was = earlier.get(knee.side)
@@ -147,12 +154,12 @@ def _knees(now: Sequence[Measured], then: Sequence[Measured]) -> list[Change]:
                 knee.rate.low / was.rate.high,
                 knee.rate.high / was.rate.low,
             )
-            found.append(Change(knee.side, "", "knee", ratio))
+            found.append(Change(knee.side, "", "knee", ratio, rounds))
     return found
 
 
 def _relative(found: Sequence[Change]) -> list[Change]:
-    dense = {(c.load, c.value): c.ratio for c in found if c.side == sides.DENSE}
+    dense = {(c.load, c.value): (c.ratio, c.rounds) for c in found if c.side == sides.DENSE}
     return [
         Change(
             f"{change.side} / {sides.DENSE}",
@@ -163,8 +170,9 @@ def _relative(found: Sequence[Change]) -> list[Change]:
                 change.ratio.low / was.high,
                 change.ratio.high / was.low,
             ),
+            min(change.rounds, rounds),
         )
         for change in found
-        if change.side != sides.DENSE
-        and (was := dense.get((change.load, change.value))) is not None
+        if change.side != sides.DENSE and (change.load, change.value) in dense
+        for was, rounds in [dense[change.load, change.value]]
     ]

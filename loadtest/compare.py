@@ -21,7 +21,6 @@ where there is nothing to compare; 3 where in every round another side's closed 
 import argparse
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import signal
@@ -33,15 +32,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import measured, report, server, shapes, sides, traffic
+from loadtest import bounds, measured, report, server, shapes, sides, traffic
 from loadtest.measured import Ratio
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
-MOST_USERS: Final = 256
-MOST_LEVELS: Final = 40
-MOST_RATE: Final = 20_000.0
-MOST_SHARE: Final = 2.0
-LONGEST_S: Final = 600.0
 FAILED: Final = 1
 NOTHING_TO_COMPARE: Final = 2
 BELOW_RATIO: Final = 3
@@ -57,8 +51,11 @@ SHARES: Final = (0.25, 0.5, 0.71, 0.8, 0.9, 1.0, 1.12)
 QUIET: Final = {"REQUEST_LOG": "false", "DRAIN_DELAY_S": "0"}
 # The only backend of gevent's that wakes up more exactly than to a millisecond.
 EXACT_TIMERS: Final = {"GEVENT_BACKEND": "select"}
-LOG_LINES: Final = 25
-NONE: Final = "none"
+RUNS: Final = "runs"
+
+
+class FolderUnusable(Exception):
+    """Results cannot be written there; the message says why."""
 
 
 class LoadFailed(Exception):
@@ -147,24 +144,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--store", type=Path, default=Path("store"), help="folder of bundles")
     add("--model", help="its name; may be left out where the store holds only one")
     add("--prepare", type=Path, metavar="CONFIG", help="compress run it first")
-    add("--users", type=_levels, default=[1, 8, 32], help="closed loops: 1,8,32 or none")
-    add("--shares", type=_shares, default=[*SHARES], help="open loops, of capacity; or none")
-    add("--rates", type=_rates, help="open loops, arrivals/s, for all sides: 100,200")
+    add("--users", type=bounds.levels, default=[1, 8, 32], help="closed loops: 1,8,32 or none")
+    add("--shares", type=bounds.shares, default=[*SHARES], help="open loops, of capacity; or none")
+    add("--rates", type=bounds.rates, help="open loops, arrivals/s, for all sides: 100,200")
     add("--arrivals", choices=[*shapes.ARRIVALS], default="poisson", help="the timetable")
-    add("--connections", type=_users, default=64, help="of the open loops")
-    add("--candidates", type=_count, default=200, help="candidates a request")
-    add("--duration", type=_seconds, default=3.0, help="measured seconds a level")
-    add("--warmup", type=_seconds, default=1.0, help="seconds before each level")
+    add("--connections", type=bounds.users, default=64, help="of the open loops")
+    add("--candidates", type=bounds.count, default=200, help="candidates a request")
+    add("--duration", type=bounds.seconds, default=3.0, help="measured seconds a level")
+    add("--warmup", type=bounds.seconds, default=1.0, help="seconds before each level")
     add("--rounds", type=int, default=3, choices=range(1, 21), metavar="1..20")
-    add("--workers", type=_count, default=1, help="processes of the service")
+    add("--workers", type=bounds.count, default=1, help="processes of the service")
     add("--seed", type=int, default=1, help="draws the same requests and arrivals again")
-    add("--min-ratio", type=_ratio, help="fail if a side is below this of dense in every round")
+    add(
+        "--min-ratio",
+        type=bounds.ratio,
+        help="fail if a side is below this of dense in every round",
+    )
     add("--out", type=Path, default=report.DEFAULT, help="result folder")
     options = parser.parse_args(argv)
     if options.rates is not None:
         options.shares = []
     if not (options.users or options.shares or options.rates):
         parser.error("expected --users, --shares or --rates: all are none")
+    if options.min_ratio is not None and not options.users:
+        parser.error("expected --users: --min-ratio judges closed loops")
     return options
 
 
@@ -172,6 +175,7 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = server.SERV
     """Compare, write, and say what came out."""
     options = parse(argv)
     try:
+        make_folder(options.out)
         if options.prepare:
             prepare(options.prepare, options.store)
         options.model = traffic.choose_model(options.store, options.model)
@@ -179,12 +183,24 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = server.SERV
     except KeyboardInterrupt:
         print("loadtest: stopped", file=sys.stderr)
         return INTERRUPTED
-    except traffic.BundleUnusable as error:
+    except (FolderUnusable, traffic.BundleUnusable) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return NOTHING_TO_COMPARE
     except (LoadFailed, server.ServerFailed) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return FAILED
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for results, before minutes of work are spent on what it cannot take.
+
+    Raises:
+        FolderUnusable: it cannot be made.
+    """
+    try:
+        (out / RUNS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderUnusable(f"--out {out} is no folder to write to: {error.strerror}") from None
 
 
 def prepare(config: Path, store: Path) -> None:
@@ -218,6 +234,9 @@ def compare(options: argparse.Namespace, command: Sequence[str]) -> int:
     failures = [f"{run.side}: {n} x {what}" for run in runs for what, n in run.failures.items()]
     if failures:
         raise LoadFailed("requests failed:\n  " + "\n  ".join(failures))
+    unmeasured = [f"{row.side} at {row.level.name}" for row in written.rows if not row.requests]
+    if unmeasured:
+        raise LoadFailed("no request was answered:\n  " + "\n  ".join(unmeasured))
     return judge(written.ratios, options.min_ratio)
 
 
@@ -296,7 +315,7 @@ def run_side(setup: Setup, side: sides.Side, load: Load, number: int) -> Run:
     """
     options = setup.options
     name = f"{number}-{side.name}"
-    folder = options.out / "runs"
+    folder = options.out / RUNS
     settings = {
         "STORE": str(options.store.resolve()),
         "MODELS": f"{options.model}@{side.version}",
@@ -435,66 +454,9 @@ def _processor() -> str:
 
 
 def _joined(values: Sequence[float]) -> str:
-    return ",".join(f"{value:g}" for value in values) or NONE
-
-
-def _numbers(text: str, kind: str, most: float) -> list[float]:
-    if text == NONE:
-        return []
-    try:
-        values = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        values = []
-    if not values or not all(0 < value <= most for value in values) or len(values) > MOST_LEVELS:
-        raise argparse.ArgumentTypeError(
-            f"expected up to {MOST_LEVELS} {kind} up to {most:g} like 1,8,32, or none, got {text!r}"
-        )
-    return values
-
-
-def _levels(text: str) -> list[int]:
-    levels = _numbers(text, "numbers of users", MOST_USERS)
-    if not all(level.is_integer() for level in levels):
-        raise argparse.ArgumentTypeError(f"expected whole numbers of users, got {text!r}")
-    return [int(level) for level in levels]
-
-
-def _rates(text: str) -> list[float]:
-    return _numbers(text, "arrivals a second", MOST_RATE)
-
-
-def _shares(text: str) -> list[float]:
-    return _numbers(text, "shares of the capacity", MOST_SHARE)
-
-
-def _users(text: str) -> int:
-    users = _count(text)
-    if users > MOST_USERS:
-        raise argparse.ArgumentTypeError(f"expected up to {MOST_USERS}, got {text!r}")
-    return users
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return count
-
-
-def _ratio(text: str) -> float:
-    ratio = float(text)
-    if not 0 <= ratio < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
-    return ratio
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= LONGEST_S:
-        raise argparse.ArgumentTypeError(f"expected seconds up to {LONGEST_S:g}, got {text!r}")
-    return seconds
+    return ",".join(f"{value:g}" for value in values) or bounds.NONE
 
 
 if __name__ == "__main__":
-    server.unwind_on_sigterm()
+    server.unwind_when_told_to_end()
     sys.exit(main())

@@ -387,5 +387,5 @@ def _film(title: str) -> Film:
 
 
 if __name__ == "__main__":
-    server.unwind_on_sigterm()
+    server.unwind_when_told_to_end()
     sys.exit(main())

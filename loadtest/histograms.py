@@ -1,9 +1,11 @@
 """Histograms of times: microseconds to three significant digits, in HdrHistogram's own forms."""
 
 import io
+import zlib
 from collections.abc import Iterable
 from typing import Final
 
+from hdrh.codec import HdrCookieException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
 LONGEST_US: Final = 600_000_000
@@ -39,8 +41,15 @@ def encoded(histogram: HdrHistogram) -> str:
 
 
 def decoded(text: str) -> HdrHistogram:
-    """What ``encoded`` wrote."""
-    return HdrHistogram.decode(text)
+    """What ``encoded`` wrote.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        return HdrHistogram.decode(text)
+    except (HdrCookieException, HdrLengthException, TypeError, zlib.error) as error:
+        raise ValueError(f"no histogram: {error}") from None
 
 
 def hgrm(histogram: HdrHistogram) -> str:

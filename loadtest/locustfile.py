@@ -26,14 +26,13 @@ from locust import LoadTestShape, User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest import client, histograms, server, shapes, traffic
+from loadtest import bounds, client, histograms, server, shapes, traffic
 from loadtest.recorder import Cpu, Recorder, Tally
 
 POOL = 512  # different requests, encoded before the test so that their making costs it nothing
 PATH = "/rank"
 TIMEOUT_S = 30.0
 HTTP_PORT = 80
-NONE = "none"
 
 
 class Clock:
@@ -125,23 +124,25 @@ class RankUser(User):
 @events.init_command_line_parser.add_listener
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Our own options, beside Locust's."""
-    parser.add_argument("--bundle", type=Path, help="bundle folder that requests are drawn from")
-    parser.add_argument("--candidates", type=int, default=200, help="candidates a request")
-    parser.add_argument("--seed", type=int, default=1, help="the same requests and arrivals again")
-    parser.add_argument("--levels", default="8", help="users of closed loops: 1,8,32 or none")
-    parser.add_argument("--rates", default=NONE, help="arrivals/s of open loops: 100,200 or none")
-    parser.add_argument("--connections", type=int, default=64, help="users of the open loops")
-    parser.add_argument("--arrivals", choices=[*shapes.ARRIVALS], default="poisson")
-    parser.add_argument("--warmup", type=float, default=2.0, help="seconds before each level")
-    parser.add_argument("--duration", type=float, default=10.0, help="measured seconds a level")
-    parser.add_argument("--service-pid", type=int, help="whose CPU time to read")
-    parser.add_argument("--out", type=Path, default=Path("loadtest.json"), help="result as JSON")
+    add = parser.add_argument
+    add("--bundle", type=Path, help="bundle folder that requests are drawn from")
+    add("--candidates", type=bounds.count, default=200, help="candidates a request")
+    add("--seed", type=int, default=1, help="the same requests and arrivals again")
+    add("--levels", type=bounds.levels, default=[8], help="users of closed loops: 1,8,32 or none")
+    add("--rates", type=bounds.rates, default=[], help="arrivals/s of open loops: 100,200 or none")
+    add("--connections", type=bounds.users, default=64, help="users of the open loops")
+    add("--arrivals", choices=[*shapes.ARRIVALS], default="poisson")
+    add("--warmup", type=bounds.seconds, default=2.0, help="seconds before each level")
+    add("--duration", type=bounds.seconds, default=10.0, help="measured seconds a level")
+    add("--service-pid", type=int, help="whose CPU time to read")
+    add("--out", type=Path, default=Path("loadtest.json"), help="result as JSON")
 
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
     """Draw the requests, lay out the windows, and hang the recorder onto Locust's events."""
     options: Any = environment.parsed_options
+    check(str(environment.host), options.out)
     windows = shapes.steps(levels_of(options), options.warmup, options.duration)
     queries = draw(str(environment.host), options)
     host = urlsplit(str(environment.host)).netloc
@@ -151,6 +152,15 @@ def prepare(environment: Environment, **_: Any) -> None:
     RankUser.turns = shapes.Turns(windows, shapes.ARRIVALS[options.arrivals], options.seed)
     RankUser.recorder = Recorder(windows)
     listen(environment, RankUser.recorder, RankUser.turns, Cpu(options.service_pid))
+
+
+def check(host: str, out: Path) -> None:
+    """End the process with a message where the client cannot ask, or the result cannot be kept."""
+    address = urlsplit(host)
+    if address.scheme != "http" or not address.hostname:
+        sys.exit(f"loadtest: expected --host http://NAME:PORT, got {host}")
+    if not out.parent.is_dir():
+        sys.exit(f"loadtest: expected --out in a folder that is there, got {out}")
 
 
 def draw(host: str, options: Any) -> list[traffic.Query]:
@@ -187,7 +197,7 @@ def listen(environment: Environment, recorder: Recorder, turns: shapes.Turns, cp
         recorder.end()
         options: Any = environment.parsed_options
         options.out.write_text(json.dumps(recorder.result(cores)))
-        answered = all(tally.times.get_total_count() for tally in recorder.tallies)
+        answered = all(tally.after_send.get_total_count() for tally in recorder.tallies)
         complete = len(cores) == len(recorder.windows) and answered
         environment.process_exit_code = 0 if complete and not recorder.failures else 1
         logging.getLogger(__name__).info("%d requests, %s", recorder.requests, recorder.failures)
@@ -199,8 +209,8 @@ def listen(environment: Environment, recorder: Recorder, turns: shapes.Turns, cp
 
 def levels_of(options: Any) -> list[shapes.Level]:
     """The closed loops and after them the open ones."""
-    closed = [shapes.Level(int(users)) for users in _listed(options.levels)]
-    open_loops = [shapes.Level(options.connections, float(r)) for r in _listed(options.rates)]
+    closed = [shapes.Level(users) for users in options.levels]
+    open_loops = [shapes.Level(options.connections, rate) for rate in options.rates]
     if not options.bundle or not closed + open_loops:
         sys.exit("loadtest: expected --bundle FOLDER and --levels or --rates")
     return closed + open_loops
@@ -223,7 +233,3 @@ def progress(window: shapes.Window, tally: Tally) -> str:
         return "no answer yet to what was due in the measured seconds"
     p50, p99 = (histograms.ms(tally.times, percentile) for percentile in (50, 99))
     return f"{answered / window.seconds:.0f} answers/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
-
-
-def _listed(text: str) -> list[str]:
-    return [] if text == NONE else text.split(",")

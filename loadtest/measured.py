@@ -18,7 +18,8 @@ from loadtest.shapes import Level
 GENERATOR_LIMIT: Final = 0.80
 LAG_LIMIT_MS: Final = 1.0
 FOREIGN_LIMIT: Final = 0.2
-FEWEST_FOR_P999: Final = 5000  # answers: five of them lie above it
+FEWEST_FOR_P99: Final = 500  # answers: five of them lie above it
+FEWEST_FOR_P999: Final = 5000
 KNEE: Final = 3.0
 MOST_UNSENT: Final = 0.01
 PLAIN: Final = (
@@ -169,11 +170,11 @@ class Knee:
 
     Attributes:
         rate: of each round the last rate, from the lowest up, at which p99 (from when requests were
-            due) is within ``limit_ms`` and hardly an arrival was left over; 0 where not even the
-            lowest was borne.
+            due) is within ``limit_ms``, no request failed and hardly an arrival was left over; 0
+            where not even the lowest was borne.
         limit_ms: ``KNEE`` times the p99 at the lowest rate, rounds pooled whose generator was fit.
         at_least: whether in half of the rounds or more it was not the service that set an end: no
-            rate was too high, or the generator gave out first.
+            rate was too high, or the generator gave out first, or nothing was asked.
     """
 
     side: str
@@ -243,6 +244,19 @@ def remarks(table: Iterable[Row], *, apart: bool) -> list[str]:
             f"{LAG_LIMIT_MS:g} ms late at its p99) in {named}: these rows say nothing of "
             "the service and enter no ratio and no knee."
         )
+    failed = [row for row in held if row.failures]
+    if failed:
+        named = ", ".join(f"{row.side} at {row.level.name}" for row in failed)
+        notes.append(
+            f"Requests failed in {named}: no time counts them, so that these may look faster than "
+            "they are."
+        )
+    few = [row for row in held if row.requests + row.unsent < FEWEST_FOR_P99]
+    if few:
+        notes.append(
+            f"In {len(few)} of {len(held)} rows p99 is of fewer than {FEWEST_FOR_P99} answers, a "
+            "matter of chance, and so is a knee that rests on it: measure longer."
+        )
     disturbed = [row for row in held if row.foreign_cpu > FOREIGN_LIMIT]
     if disturbed:
         most = max(row.foreign_cpu for row in disturbed)
@@ -253,9 +267,13 @@ def remarks(table: Iterable[Row], *, apart: bool) -> list[str]:
     return notes
 
 
+def believed(group: Sequence[Measured]) -> Sequence[Measured]:
+    """The windows that a row is made of: those whose generator was fit, or all if none was."""
+    return [window for window in group if not window.saturated] or group
+
+
 def _row(group: Sequence[Measured]) -> Row:
-    fit = [window for window in group if not window.saturated]
-    used = fit or group
+    used = believed(group)
     times = histograms.pooled(window.times for window in used)
     after_send = histograms.pooled(window.after_send for window in used)
     enough = times.get_total_count() >= FEWEST_FOR_P999
@@ -264,7 +282,7 @@ def _row(group: Sequence[Measured]) -> Row:
         users=group[0].level.users,
         rate=group[0].level.rate,
         rounds=len(used),
-        saturated=not fit,
+        saturated=all(window.saturated for window in group),
         requests=sum(window.answered for window in used),
         failures=sum(window.failures for window in group),
         unsent=sum(window.unsent for window in used),
@@ -320,9 +338,9 @@ def _climb(windows: Sequence[Measured], limit_ms: float) -> tuple[float, bool]:
     # The last rate within the limit, and whether it was not the service that set it.
     last = 0.0
     for window in sorted(windows, key=_rate):
-        if window.saturated:
+        if window.saturated or not window.times.get_total_count():
             return last, True
-        if window.overloaded or histograms.ms(window.times, 99.0) > limit_ms:
+        if window.failures or window.overloaded or histograms.ms(window.times, 99.0) > limit_ms:
             return last, False
         last = _rate(window)
     return last, True

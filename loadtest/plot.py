@@ -97,7 +97,7 @@ def _draw_closed(axes: Sequence[Axes], table: Sequence[Row], ratios: Sequence[Ra
 
 def _curves(axes: Axes, table: Sequence[Row], name: str, style: str, suffix: str) -> None:
     for side, rows in _by_side(table).items():
-        points = [(row, getattr(row, name)) for row in rows if getattr(row, name) is not None]
+        points = [(row, getattr(row, name)) for row in rows if getattr(row, name)]
         if not points:
             continue
         colour = COLOURS[side]

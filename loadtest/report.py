@@ -108,7 +108,13 @@ def load(run: Path) -> Report:
         raise RunUnusable(f"{path}: expected JSON") from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise RunUnusable(f"{path}: expected a run of format {FORMAT}, found another")
-    return of_windows(held["about"], held["windows"])
+    try:
+        report = of_windows(held["about"], held["windows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunUnusable(f"{path}: the run is damaged: {error}") from None
+    if not report.windows:
+        raise RunUnusable(f"{path}: the run holds no measured window")
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +168,7 @@ def markdown(table: Sequence[Row], ratios: Sequence[Ratio]) -> str:
 
 def knee_table(knees: Sequence[Knee]) -> str:
     """The knees as a table."""
-    dense = next((knee.rate.middle for knee in knees if knee.side == sides.DENSE), 0.0)
+    dense = next((knee for knee in knees if knee.side == sides.DENSE), None)
     lines = [
         _line(("model", "knee, arrivals/s (rounds)", "p99 within ms", "against dense")),
         "|---|---:|---:|---:|",
@@ -170,11 +176,18 @@ def knee_table(knees: Sequence[Knee]) -> str:
     for knee in knees:
         low, high = knee.rate.low, knee.rate.high
         least = "at least " if knee.at_least else ""
-        times = f"{knee.rate.middle / dense:.2f}x" if dense and knee.side != sides.DENSE else ""
         told = f"{least}{knee.rate.middle:g} ({low:g}-{high:g})" if high else "none"
         limit = f"{knee.limit_ms:.2f}" if knee.limit_ms else ""
-        lines.append(_line((knee.side, told, limit, times)))
+        lines.append(_line((knee.side, told, limit, _against_dense(knee, dense))))
     return "\n".join(lines)
+
+
+def _against_dense(knee: Knee, dense: Knee | None) -> str:
+    # Dense may bear any rate above a lower bound: nothing follows from it.
+    if dense is None or dense.at_least or not dense.rate.middle or knee.side == sides.DENSE:
+        return ""
+    least = "at least " if knee.at_least else ""
+    return f"{least}{knee.rate.middle / dense.rate.middle:.2f}x"
 
 
 def page(report: Report) -> str:
@@ -236,7 +249,7 @@ def _write_distributions(folder: Path, windows: Sequence[Measured]) -> None:
         name = window.level.name.replace("/", "-per-").replace(" ", "-")
         pools.setdefault(f"{window.side}-{name}.hgrm", []).append(window)
     for name, group in pools.items():
-        pooled = histograms.pooled(window.times for window in group)
+        pooled = histograms.pooled(window.times for window in measured.believed(group))
         (folder / name).write_text(histograms.hgrm(pooled), encoding="utf-8")
 
 
@@ -245,17 +258,18 @@ def _cells(row: Row) -> Sequence[str]:
         f"{row.side} (generator saturated)" if row.saturated else row.side,
         row.level.name,
         f"{row.rps.middle:.0f} ({row.rps.low:.0f}-{row.rps.high:.0f})",
-        f"{row.p50_ms:.2f}",
-        f"{row.p99_ms:.2f}",
-        "" if row.p999_ms is None else f"{row.p999_ms:.2f}",
-        f"{row.max_ms:.2f}",
-        f"{row.after_send_p99_ms:.2f}",
+        *map(_ms, (row.p50_ms, row.p99_ms, row.p999_ms, row.max_ms, row.after_send_p99_ms)),
         str(row.unsent),
         str(row.failures),
         f"{row.service_us:.0f}",
         f"{row.generator_cpu:.0%}",
         f"{row.lag_p99_ms:.2f}",
     )
+
+
+def _ms(value: float | None) -> str:
+    # Nothing of an empty histogram: no time is 0.
+    return f"{value:.2f}" if value else ""
 
 
 def _ratio_cells(ratio: Ratio) -> Sequence[str]:

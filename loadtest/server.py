@@ -55,9 +55,14 @@ class Server:
             time.sleep(WATCH_S)
 
 
-def unwind_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that no service outlives it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def unwind_when_told_to_end() -> None:
+    """Let SIGTERM, and a terminal that closes, end this process as Ctrl-C does.
+
+    So no service outlives it, which has a session of its own. Under nohup it stays deaf to SIGHUP.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import gzip
 import json
 import operator
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -141,9 +142,17 @@ def fault_of(query: Query, status: int, content: bytes) -> str | None:
         answer = json.loads(content or b"{}")
     except ValueError:
         return f"{status}: the answer is not JSON"
+    if not isinstance(answer, dict):
+        return f"{status}: the answer is no JSON object"
     if status != HTTPStatus.OK:
         return f"{status} {answer.get('code', '')}".rstrip()
-    ids, scores = answer.get("ids", ()), answer.get("scores", ())
+    try:
+        return _fault_of_ranking(query, answer.get("ids", ()), answer.get("scores", ()))
+    except TypeError:  # no lists, or not of ids and numbers
+        return "200 with something else than a ranking"
+
+
+def _fault_of_ranking(query: Query, ids: Sequence[Any], scores: Sequence[Any]) -> str | None:
     if len(ids) != len(query.ids) or query.ids != frozenset(ids) or len(scores) != len(ids):
         return "200 with other ids than were sent"
     if any(map(operator.lt, scores, scores[1:])):

@@ -60,12 +60,35 @@ def test_ratio_is_of_medians_with_the_spread_of_all_pairs(measured) -> None:
 @pytest.mark.parametrize(("time_us", "verdict"), [(500, "better"), (4000, "worse")])
 def test_shorter_times_are_better(measured, time_us: int, verdict: str) -> None:
     """Above 1 is better in every row; a spread without 1 gives a verdict."""
-    now, then = [measured("slim", [time_us] * 9)], [measured("slim", [2000] * 9)]
+    now, then = (
+        [measured("slim", [each] * 9, number=number) for number in (0, 1)]
+        for each in (time_us, 2000)
+    )
 
     change = found(now, then)["slim", "8 users", "p99"]
 
     assert change.ratio.middle == pytest.approx(2000 / time_us, rel=0.002)
     assert change.verdict == verdict
+
+
+def test_one_round_supports_no_verdict(measured) -> None:
+    """How far rounds lie apart is not known of either run then: any change may be chance."""
+    one = [
+        measured(side, [t] * 9, Level(64, r))
+        for side in ("dense", "slim")
+        for r, t in ((100.0, 100), (200.0, 900))
+    ]
+    faster = [
+        measured(side, [t] * 9, Level(64, r), number)
+        for number in (0, 1)
+        for side in ("dense", "slim")
+        for r, t in ((100.0, 50), (200.0, 60), (400.0, 900))
+    ]
+
+    changes = against.changes(faster, one)
+
+    assert {change.value for change in changes} == {"p50", "p99", "knee"}
+    assert {change.verdict for change in changes} == {"one round"}
 
 
 def test_machine_that_is_faster_as_a_whole_leaves_the_relative_rows_alone(measured) -> None:

@@ -148,6 +148,18 @@ def test_stall_shows_in_the_times_of_a_timetable(run: Compare, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_level_without_an_answer_fails_the_comparison(
+    run: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At one arrival in ten seconds none comes in a second: nothing was measured, and that is 1."""
+    status = run("--users", "none", "--rates", "0.1", "--arrivals", "even")
+
+    assert status == compare.FAILED
+    said = capsys.readouterr().err
+    assert "no request was answered:\n  dense at 0.1/s\n  slim at 0.1/s" in said
+
+
+@pytest.mark.slow
 def test_rates_follow_the_capacity(run: Compare, tmp_path: Path) -> None:
     """Without --rates each side is driven at shares of what it can do, dense's low one included."""
     status = run("--users", "none", "--shares", "0.1,0.9", "--arrivals", "even")
@@ -191,6 +203,18 @@ def test_model_that_the_store_lacks_is_told(
     assert "no bundle 'nope'" in capsys.readouterr().err
 
 
+def test_folder_that_cannot_be_written_is_told_first(
+    run: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is trained or served, not after minutes of it."""
+    (tmp_path / "taken").touch()
+
+    status = run("--out", str(tmp_path / "taken"), "--prepare", "nowhere.toml")
+
+    assert status == compare.NOTHING_TO_COMPARE
+    assert "taken is no folder to write to: Not a directory" in capsys.readouterr().err
+
+
 def test_service_that_does_not_start_is_told(
     run: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +252,10 @@ def test_service_and_generator_get_cores_of_their_own() -> None:
         ["--connections", "999"],
         ["--users", "none", "--shares", "none"],
         ["--min-ratio", "nan"],
+        ["--min-ratio", "much"],
+        ["--min-ratio", "0.8", "--users", "none"],
+        ["--candidates", "many"],
+        ["--duration", "long"],
     ],
 )
 def test_load_is_bounded(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

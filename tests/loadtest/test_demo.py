@@ -177,17 +177,24 @@ def test_missing_config_says_where_to_run(run: Demo, capsys: pytest.CaptureFixtu
     assert "root of the repository" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_demo_serves_until_told_to_stop(
     number: signal.Signals, status: int, config: Path, store: Path, standin
 ) -> None:
-    """Without --once it goes on serving; Ctrl-C and SIGTERM end it and its service in order."""
+    """Without --once it goes on serving; Ctrl-C, SIGTERM and a closed terminal end it in order.
+
+    Its service is gone then, too.
+    """
     port = server.free_port()
     sessions = str(config.with_name("sessions.toml"))
     flags = ["--config", str(config), "--session-config", sessions, "--reuse"]
     flags += ["--store", str(store), "--port", str(port)]
     script = (
-        "import sys; from loadtest import demo, server; server.unwind_on_sigterm(); "
+        "import signal, sys; from loadtest import demo, server; "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # even where tests run under nohup
+        "server.unwind_when_told_to_end(); "
         f"sys.exit(demo.main({flags!r}, service={standin()!r}))"
     )
     process = subprocess.Popen(

@@ -119,7 +119,7 @@ def test_row_of_saturated_rounds_only_is_marked(measured) -> None:
 
 def test_generator_at_its_limits_is_fit(measured) -> None:
     """80 % of a core and 1 ms are still within them; then there is nothing to remark."""
-    table = subject.rows([measured("dense", [100], generator_cpu=0.8, lag_us=1000)])
+    table = subject.rows([measured("dense", [100] * 500, generator_cpu=0.8, lag_us=1000)])
 
     assert not table[0].saturated
     assert subject.remarks(table, apart=True) == []
@@ -127,12 +127,24 @@ def test_generator_at_its_limits_is_fit(measured) -> None:
 
 def test_busy_machine_and_shared_cores_are_told(measured) -> None:
     """Foreign load, and a generator on the service's core, stand beside the numbers."""
-    table = subject.rows([measured("dense", [100], foreign_cpu=1.5), measured("slim", [100])])
+    enough = [100] * 500
+    table = subject.rows([measured("dense", enough, foreign_cpu=1.5), measured("slim", enough)])
 
     shared, foreign = subject.remarks(table, apart=False)
 
     assert shared == "Service and load generator shared their cores."
     assert "up to 1.5 cores busy in 1 of 2 rows" in foreign
+
+
+def test_p99_of_few_answers_is_told_to_be_chance(measured) -> None:
+    """Of 499 answers it lies among the five longest; arrivals that were not sent count as waits."""
+    few = [measured("dense", [100] * 499)]
+    enough = [measured("slim", [100] * 250, number=number) for number in (0, 1)]
+    waiting = [measured("int8", [100] * 500, unsent=1)]
+
+    (note,) = subject.remarks(subject.rows(few + enough + waiting), apart=True)
+
+    assert note.startswith("In 1 of 3 rows p99 is of fewer than 500 answers")
 
 
 def test_nothing_answered_gives_no_ratio_but_a_row(measured) -> None:
@@ -176,6 +188,16 @@ def test_generator_that_gives_out_makes_a_lower_bound(climb: Climb) -> None:
     assert (knee.rate.middle, knee.at_least) == (200, True)
 
 
+def test_rate_at_which_nothing_was_asked_is_not_borne(measured, climb: Climb) -> None:
+    """Of a level too short for its rate nothing is known: no limit follows from it, no knee."""
+    nothing = measured("slim", [], Level(64, 0.1))
+
+    (knee,) = subject.knees([nothing, *climb("slim", {100: 1000})])
+
+    assert knee.rate == Spread(0, 0, 0)
+    assert knee.at_least
+
+
 def test_overloaded_rate_is_not_borne_whatever_the_times(measured, climb: Climb) -> None:
     """Arrivals left over end the climb, at the lowest rate too, which would else allow anything."""
     left_over = measured("slim", [1000] * 100, Level(64, 200.0), unsent=2)
@@ -186,6 +208,25 @@ def test_overloaded_rate_is_not_borne_whatever_the_times(measured, climb: Climb)
 
     assert (knee.rate.middle, knee.at_least) == (100, False)
     assert none.rate == Spread(0, 0, 0)
+
+
+def test_rate_with_failed_requests_is_not_borne(measured, climb: Climb) -> None:
+    """A service that refuses what is too much for it keeps its times short: that is no capacity."""
+    refusing = measured("slim", [1000] * 100, Level(64, 200.0), failures=30)
+
+    (knee,) = subject.knees([*climb("slim", {100: 1000}), refusing])
+
+    assert (knee.rate.middle, knee.at_least) == (100, False)
+
+
+def test_failed_requests_are_told(measured) -> None:
+    """No time counts them, and who reads the times must know."""
+    enough = [100] * 500
+    table = subject.rows([measured("dense", enough), measured("slim", enough, failures=2)])
+
+    (note,) = subject.remarks(table, apart=True)
+
+    assert note.startswith("Requests failed in slim at 8 users")
 
 
 def test_knee_of_rounds_is_their_median_with_the_range(climb: Climb) -> None:

@@ -27,6 +27,16 @@ def test_plot_is_a_png(measured, tmp_path: Path, levels: tuple[Level, ...]) -> N
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_level_without_an_answer_is_no_point(measured, tmp_path: Path) -> None:
+    """No time is 0 ms: there is nothing to draw, and that is no error."""
+    runs = [measured("slim", [], OPEN[0])]
+    path = tmp_path / "compare.png"
+
+    plot.draw(maths.rows(runs), [], maths.knees(runs), path)
+
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("levels", [CLOSED, CLOSED + OPEN])
 def test_two_runs_are_one_png(measured, tmp_path: Path, levels: tuple[Level, ...]) -> None:
     """Runs without an open loop have no curves, and that is no error."""

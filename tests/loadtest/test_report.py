@@ -21,6 +21,14 @@ ABOUT = {
 }
 
 
+TORN = {
+    **dict.fromkeys(("users", "round", "failures", "unsent"), 1),
+    **dict.fromkeys(("rate", "seconds", "generator_cpu", "service_cpu", "foreign_cpu"), 1.0),
+    **dict.fromkeys(("times", "after_send", "lag"), "HISTFAAA"),
+    "side": "slim",
+}
+
+
 def as_written(window: Measured) -> dict[str, Any]:
     """A window as the Locust file writes it."""
     plain = ("side", "round", "seconds", "failures", "unsent")
@@ -72,11 +80,33 @@ def test_tables_hold_ratios_under_their_level(windows: list[dict[str, Any]]) -> 
     assert len({line.count("|") for line in closed}) == 1
 
 
+def test_times_of_no_answer_are_not_told_as_zero(measured) -> None:
+    """A row without answers has empty cells for its times."""
+    text = report.tables(report.of_windows(ABOUT, [as_written(measured("dense", []))]))
+
+    (row,) = [line for line in text.splitlines() if line.startswith("| dense")]
+    assert row.startswith("| dense | 8 users | 0 (0-0) |  |  |  |  |  | 0 | 0 |")
+
+
 def test_knee_that_no_rate_reached_says_at_least(windows: list[dict[str, Any]]) -> None:
-    """Both sides bear the highest rate: their knees are lower bounds, held against dense."""
+    """Both sides bear the highest rate: of two lower bounds there is no ratio."""
     text = report.tables(report.of_windows(ABOUT, windows))
 
-    assert "| slim | at least 200 (200-200) | 3.00 | 1.00x |" in text
+    assert "| slim | at least 200 (200-200) | 3.00 |  |" in text
+
+
+def test_lower_bound_against_denses_knee_is_a_lower_bound(measured) -> None:
+    """Dense bends at 100/s and slim not by 200/s: slim bears at least twice as much."""
+    times = {("dense", 100): 1000, ("dense", 200): 9000, ("slim", 100): 1000, ("slim", 200): 1000}
+    runs = [
+        as_written(measured(side, [time_us] * 100, Level(64, float(rate))))
+        for (side, rate), time_us in times.items()
+    ]
+
+    text = report.tables(report.of_windows(ABOUT, runs))
+
+    assert "| dense | 100 (100-100) | 3.00 |  |" in text
+    assert "| slim | at least 200 (200-200) | 3.00 | at least 2.00x |" in text
 
 
 def test_saturated_generator_is_marked_in_its_row(windows: list[dict[str, Any]]) -> None:
@@ -112,6 +142,15 @@ def test_run_leaves_files_and_reads_back(windows: list[dict[str, Any]], tmp_path
     ]
 
 
+def test_distribution_leaves_out_rounds_of_a_saturated_generator(measured, tmp_path: Path) -> None:
+    """What enters no row enters no .hgrm file: its longest time is the other round's."""
+    rounds = [measured("slim", [1000]), measured("slim", [9000], number=1, lag_us=5000)]
+
+    report.write(tmp_path, ABOUT, [as_written(window) for window in rounds])
+
+    assert "#[Max     =        1.000" in (tmp_path / "hgrm/slim-8-users.hgrm").read_text()
+
+
 def test_command_compares_with_an_earlier_run(keep, capsys: pytest.CaptureFixture[str]) -> None:
     """A table of ratios with their spread, on the terminal, in a file and as a picture."""
     now, then = keep("now"), keep("then")
@@ -119,7 +158,7 @@ def test_command_compares_with_an_earlier_run(keep, capsys: pytest.CaptureFixtur
     status = report.main([str(now), "--against", str(then)])
 
     assert status == 0
-    assert "| slim | 8 users | answers/s | 1.00x (1.00-1.00) | within the spread |" in (
+    assert "| slim | 8 users | answers/s | 1.00x (1.00-1.00) | one round |" in (
         capsys.readouterr().out
     )
     assert "answers/s" in (now / "against.md").read_text()
@@ -156,6 +195,10 @@ def test_command_without_an_earlier_run_shows_this_one(
         ("<html>", "expected JSON"),
         (json.dumps({"rows": []}), "expected a run of format 1"),
         ("[]", "expected a run of format 1"),
+        (json.dumps({"format": 1}), "the run is damaged: 'about'"),
+        (json.dumps({"format": 1, "about": ABOUT, "windows": [{}]}), "the run is damaged"),
+        (json.dumps({"format": 1, "about": ABOUT, "windows": []}), "no measured window"),
+        (json.dumps({"format": 1, "about": ABOUT, "windows": [TORN]}), "the run is damaged"),
     ],
 )
 def test_what_is_no_run_is_told(

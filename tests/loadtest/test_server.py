@@ -40,6 +40,19 @@ def test_only_the_settings_given_reach_the_service(
     assert seen["SLIMRANK_HOST"] == "127.0.0.1"
 
 
+def test_nohup_stays_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who started a test to outlive the terminal gets that; SIGTERM ends it all the same."""
+    handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+    monkeypatch.setattr(signal, "getsignal", handlers.get)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+
+    server.unwind_when_told_to_end()
+
+    assert handlers[signal.SIGHUP] is signal.SIG_IGN
+    with pytest.raises(SystemExit, match="143"):
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+
+
 def test_failed_start_shows_the_end_of_the_log(standin, tmp_path: Path) -> None:
     """When the service ends at once, the error says with what status and what it said last."""
     expected = r"status 1 before it was ready[\s\S]*no such store"
