@@ -45,6 +45,17 @@ serve: $(RUN)  ## serve what the store holds (settings: SLIMRANK_*, docs/operati
 loadtest: $(RUN)  ## dense, slim and int8 behind the same service: times by arrival rate, knee, plots
 	$(PY) -m loadtest.compare $(ARGS)
 
+BUNDLES := $(BUILD)/peers/bundles
+
+.PHONY: bench
+bench: $(RUN)  ## where a ranking call's time goes: part by part, and over HTTP beside its floor
+	test -f $(BUNDLES)/done || $(PY) -m benchmarks.peers.bundles $(BUNDLES)
+	test -d $(BUNDLES)/store/sessions || $(PY) -m compress run benchmarks/sessions.toml \
+	    -o runs=$(BUNDLES)/runs -o publish.store=$(BUNDLES)/store
+	$(PY) -m benchmarks.rank_parts $(BUNDLES)/store criteo-shape@int8 sessions@coded
+	$(PY) -m benchmarks.rank_http $(BUNDLES)/store criteo-shape@int8 sessions@coded \
+	    --stock criteo-shape@dense --plain $(BUNDLES)/plain.onnx $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: $(RUN)  ## other Python servers beside the service, on one core each: table, JSON, plot
 	$(PY) -m benchmarks.peers $(ARGS)

@@ -12,8 +12,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, redirect_stdout, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -26,7 +26,9 @@ import uvloop
 from benchmarks import null_server
 from benchmarks.peers.bodies import Form, TooFew, draw, pool_of
 from loadtest import traffic
+from loadtest.bounds import count
 from model_store.bundle import Bundle
+from model_store.errors import StoreError
 from model_store.store import open_store
 from service import log
 from service.app import Service, create_app
@@ -39,6 +41,7 @@ from service.settings import Settings
 
 BODIES: Final = 32  # of each shape, so that not one is answered from the nearest cache
 WARM: Final = 20
+UNUSABLE: Final = 2
 Timed = Callable[[int], Any]
 
 
@@ -52,21 +55,27 @@ class Case:
 
 
 def bodies(bundle: Bundle, name: str, candidates: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Bodies in each shape that the bundle can fill; answered by column."""
+    """Bodies in each shape that the bundle can fill; answered in the same, by item or by column.
+
+    Raises:
+        TooFew, BundleUnusable: the bundle knows fewer candidates.
+    """
     if bundle.manifest.session is not None:
-        pool = traffic.read_pool(bundle.root)
-        if candidates <= len(pool.ids):
-            drawn = traffic.draw(pool, candidates, BODIES, seed=1)
-            yield "ids", [query.body for query in drawn]
+        drawn = traffic.draw(traffic.read_pool(bundle.root), candidates, BODIES, seed=1)
+        yield "ids", [by_item(query.body) for query in drawn]
         return
-    pool_of_clicks = pool_of(bundle)
-    forms: list[Form] = ["ids"] if pool_of_clicks.catalogue else []
+    pool = pool_of(bundle)
+    forms: list[Form] = ["ids"] if pool.catalogue else []
     for form in (*forms, "rows", "columns"):
-        with suppress(TooFew):
-            yield (
-                form,
-                draw(pool_of_clicks, model=name, form=form, candidates=candidates, count=BODIES),
-            )
+        made = draw(pool, model=name, form=form, candidates=candidates, count=BODIES)
+        yield form, made if form == "columns" else [by_item(body) for body in made]
+
+
+def by_item(body: bytes) -> bytes:
+    """The same request, answered as one is that says nothing of shapes."""
+    asked_for = orjson.loads(body)
+    del asked_for["shape"]
+    return orjson.dumps(asked_for)
 
 
 async def asked(app: Any, body: bytes) -> None:
@@ -124,7 +133,7 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
 def floors_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Timed]:
     """What the dear parts cannot go below: a look-up of ids, a run of the graph."""
     prepared: list[Any] = [ranking.prepare(parse_rank(body), limits) for body in raw]
-    floors: dict[str, Timed] = {"parse": lambda n: null_server.ids_of(_bare(raw[n]))}
+    floors: dict[str, Timed] = {"parse": lambda n: null_server.DECODER.decode(raw[n])}
     match ranking:
         case ClickRanking():
             graph = ranking._scorer._graph  # noqa: SLF001  a benchmark looks inside
@@ -137,10 +146,6 @@ def floors_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, T
             floors["score"] = lambda n: ranking._encoder.encode(vectors[n])  # noqa: SLF001
             floors["look-up and features"] = lambda n: catalogue.rows(prepared[n].ids)
     return floors
-
-
-def _bare(body: bytes) -> null_server.Body:
-    return null_server.DECODER.decode(body)
 
 
 async def measure(
@@ -177,10 +182,15 @@ async def running(service: Service) -> AsyncIterator[None]:
     life = asyncio.create_task(service({"type": "lifespan", "state": {}}, inbox.get, told.put))
     await inbox.put({"type": "lifespan.startup"})
     if (await told.get())["type"] != "lifespan.startup.complete":
-        raise SystemExit("the service did not start; its log says why")
+        raise SystemExit(f"the service did not start; `{_as_served(service)}` says why")
     yield
     await inbox.put({"type": "lifespan.shutdown"})
     await life
+
+
+def _as_served(service: Service) -> str:
+    settings = service.parts.settings
+    return f"SLIMRANK_STORE={settings.store} SLIMRANK_MODELS={settings.models[0]} make serve"
 
 
 def table(case: Case, found: Mapping[str, float], least: Mapping[str, float]) -> str:
@@ -197,29 +207,63 @@ def table(case: Case, found: Mapping[str, float], least: Mapping[str, float]) ->
     return "\n".join(lines)
 
 
-async def main() -> None:
-    """Measure every case, and print a table each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rank_parts", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("store", type=Path)
     parser.add_argument("models", nargs="+", help="name@alias or name@version")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[100, 200, 1000])
-    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--candidates", type=count, nargs="+", default=[100, 200, 1000])
+    parser.add_argument("--rounds", type=count, default=600)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.out is not None and not options.out.parent.is_dir():
+        parser.error(f"expected --out in a folder that is there, got {options.out}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every case, and print a table each; the process's exit status."""
+    options = parse(argv)
+    try:
+        store = open_store(str(options.store))
+        # Opened before any is served: the service tells why it cannot in a log that is not kept.
+        bundles = {model: store.open(model).bundle for model in options.models}
+    except StoreError as error:
+        print(f"rank_parts: {error}", file=sys.stderr)
+        return UNUSABLE
+    figures = uvloop.run(measured(options, bundles))  # as the service does
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1))
+    return 0 if figures else UNUSABLE
+
+
+async def measured(
+    options: argparse.Namespace, bundles: Mapping[str, Bundle]
+) -> list[dict[str, Any]]:
+    """The figures of every case; those with more candidates than a bundle knows are told of."""
     figures = []
-    for model in options.models:
-        service = create_app(Settings(store=str(options.store), models=(model,), store_poll_s=0))
+    for model, bundle in bundles.items():
+        most = max(options.candidates)
+        settings = Settings(
+            store=str(options.store), models=(model,), store_poll_s=0, max_candidates=most
+        )
+        service = create_app(settings)
         async with running(service):
             ranking = service.parts.loader.resolve(None)
-            bundle = open_store(str(options.store)).open(model).bundle
             for candidates in options.candidates:
-                for shape, raw in bodies(bundle, ranking.name, candidates):
+                try:
+                    drawn = list(bodies(bundle, ranking.name, candidates))
+                except (TooFew, traffic.BundleUnusable) as error:
+                    print(f"\n{model} is left out: {error}", file=sys.stderr)
+                    continue
+                for shape, raw in drawn:
                     case = Case(model, shape, candidates)
                     found, least = await measure(service, ranking, raw, options.rounds)
                     print(table(case, found, least), file=sys.stderr)
                     figures.append({**vars_of(case), "us": found, "floor_us": least})
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1))
+    return figures
 
 
 def vars_of(case: Case) -> dict[str, Any]:
@@ -230,4 +274,4 @@ def vars_of(case: Case) -> dict[str, Any]:
 if __name__ == "__main__":
     with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere):
         log.configure("info", "json")
-        uvloop.run(main())  # as the service does
+        sys.exit(main())

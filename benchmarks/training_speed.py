@@ -72,7 +72,7 @@ class Clock:
 Epoch = Callable[[], dict[str, float]]
 
 
-def slimrank(data: Path, case: Case, folder: Path, average: float) -> Epoch:
+def slimrank(data: Path, case: Case, folder: Path, average: float, half: bool) -> Epoch:
     """An epoch by `compress.train.fit`, on rows that `prepare` has encoded."""
     import torch  # noqa: PLC0415  # of this side's environment
 
@@ -89,7 +89,12 @@ def slimrank(data: Path, case: Case, folder: Path, average: float) -> Epoch:
     sizes = DlrmConfig(dim=DIM, bottom=BOTTOM, top=TOP, interaction=case.interaction)
     ranker = Dlrm(dataset.features, sizes, torch.Generator().manual_seed(1))
     config = TrainConfig(
-        lr=LEARNING_RATE, batch_size=case.batch_size, epochs=1, patience=99, ema_decay=average
+        lr=LEARNING_RATE,
+        batch_size=case.batch_size,
+        epochs=1,
+        patience=99,
+        ema_decay=average,
+        half=half,
     )
 
     class Watched:
@@ -178,7 +183,7 @@ def serve(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if options.side == "slimrank":
-            epoch = slimrank(options.data, case, folder, options.average)
+            epoch = slimrank(options.data, case, folder, options.average, options.half)
         else:
             epoch = fuxictr(options.data, case, folder, options.side)
         epoch()
@@ -196,6 +201,7 @@ class Side:
     def __init__(self, name: str, python: Path, case: Case, options: argparse.Namespace) -> None:
         self._command = [str(python), __file__, str(options.data), "--side", name]
         self._command += ["--interaction", case.interaction, "--average", str(options.average)]
+        self._command += ["--half"] * options.half
         self._command += ["--batch-sizes", str(case.batch_size), "--threads", str(case.threads)]
 
     def __enter__(self) -> "Side":
@@ -251,7 +257,7 @@ def compare(case: Case, loader: str, options: argparse.Namespace) -> dict[str, A
         for _ in range(options.rounds):
             rounds["slimrank"].append(slimrank.epoch())
             rounds["fuxictr"].append(fuxictr.epoch())
-    return {**asdict(case), "loader": loader, **rounds}
+    return {**asdict(case), "half": options.half, "loader": loader, **rounds}
 
 
 def spread(values: list[float]) -> str:
@@ -290,6 +296,7 @@ def main() -> None:
     parser.add_argument(
         "--average", type=float, default=0.0, help="our ema_decay; FuxiCTR has none"
     )
+    parser.add_argument("--half", action="store_true", help="our train.half; FuxiCTR has none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()

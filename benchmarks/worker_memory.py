@@ -5,8 +5,8 @@
 Each table is published in a store of its own and served by workers that have answered /recommend.
 Memory is the kernel's (smaps_rollup), the mean of the workers, less that of workers with a thousand
 items: what a process takes anyway. Shared pages (files mapped by all) are told apart from private
-ones. Item ids lie in every worker, packed, whatever the table: they are told apart as what
-a table of one code an item takes.
+ones. All workers map the item ids, packed, whatever the table: they are told apart as what a table
+of one code an item takes.
 """
 
 import argparse
@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.steady.memory import memory as kernel_memory
+from benchmarks.steady.service import processes_of
 from compress.sessions.config import SessionExport
 from compress.sessions.data import Prefixes, Sessions
 from compress.sessions.export import export
@@ -36,6 +38,7 @@ from model_store.store import open_store
 NAME, PORT, WORKERS = "catalogue", 8131, 2
 NONE = Resources(flops=0)
 ROUNDS = 40  # requests, so that every worker has answered some
+MB = 1e6
 STEADY = 0.5  # MB
 Memory = dict[str, float]
 
@@ -49,9 +52,9 @@ def coded(items: int, dim: int, books: int, size: int) -> CodedTable:
     return CodedTable(codes, rounded, concatenated=True, kept_as="float16")
 
 
-def published(table: ItemVectors, folder: Path) -> Path:
-    """A store with a session ranker over that table."""
-    ids = tuple(f"item-{row}" for row in range(len(table)))
+def published(table: ItemVectors, folder: Path, named: Sequence[str] = ()) -> Path:
+    """A store with a session ranker over that table, whose ids are item-0, … if none are given."""
+    ids = tuple(named or (f"item-{row}" for row in range(len(table))))
     few = Sessions.of(np.arange(8, dtype=np.int32), np.array([4, 4]), ids)
     torch.manual_seed(0)
     bundle = export(
@@ -73,7 +76,8 @@ def published(table: ItemVectors, folder: Path) -> Path:
 @contextmanager
 def serving(store: Path) -> Iterator[list[int]]:
     """Process ids of workers that serve a store and have answered."""
-    settings = {"STORE": str(store), "WORKERS": str(WORKERS), "PORT": str(PORT)}
+    shared = store.parent / "ids"
+    settings = {"STORE": store, "WORKERS": WORKERS, "PORT": PORT, "SHARED_DIR": shared}
     named = [f"SLIMRANK_{key}={value}" for key, value in settings.items()]
     command = ["env", *named, "SLIMRANK_LOG_LEVEL=error", sys.executable, "-m", "service"]
     service = subprocess.Popen(command)  # `env` becomes the service
@@ -103,21 +107,15 @@ def answers(path: str, body: object) -> bool:
 
 
 def workers_of(parent: int) -> list[int]:
-    """The children that serve, not multiprocessing's helper."""
-    listed = subprocess.run(
-        ["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True, check=True
-    )
-    return [int(line) for line in listed.stdout.split()]
+    """The children that serve."""
+    named = processes_of(parent)
+    return [process for name, process in named.items() if name != "supervisor"]
 
 
 def memory(process: int) -> Memory:
     """MB that are private, and that are shared with other processes."""
-    kib: dict[str, int] = {}
-    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, _ = line.split()
-        kib[name.rstrip(":")] = int(value)
-    private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return {"private": private / 1000, "shared": (kib["Rss"] - private) / 1000}
+    held = kernel_memory(process)
+    return {"private": held.private / MB, "shared": (held.rss - held.private) / MB}
 
 
 def settled(workers: list[int]) -> list[Memory]:

@@ -9,7 +9,6 @@ import argparse
 import gc
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -21,8 +20,10 @@ from typing import Any, Final
 from benchmarks.peers import environments, load, plot, processes, report
 from benchmarks.peers.bench import (
     BUILD,
+    KINDS,
     Bench,
     Differs,
+    Unmeasurable,
     prepare,
     reference,
     tell,
@@ -30,8 +31,12 @@ from benchmarks.peers.bench import (
 )
 from benchmarks.peers.probes import PROBES
 from benchmarks.peers.servers import PEERS, SLIMRANK, Peer
+from loadtest import bounds
+from loadtest.server import unwind_when_told_to_end
+from model_store.errors import StoreError
 from service.kernels import COMPILED, WHY_NOT
 
+NONE: Final = "none"
 PLOTTED: Final = 8  # connections, if they were asked for
 PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
 
@@ -54,15 +59,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     add = parser.add_argument
-    known = [peer.name for peer in PEERS]
-    add("--peers", default=",".join(known), help="which of them, separated by commas")
-    add("--connections", default="1,8,32", help="numbers of connections, separated by commas")
-    add("--rounds", type=int, default=3, help="how often each server is started and measured")
-    add("--seconds", type=float, default=2.0, help="of each window")
-    add("--warmup", type=float, default=0.3, help="seconds before each window")
-    add("--candidates", type=int, default=200, help="of each body")
-    add("--cores", default="0,1", help="the server's core and the generator's")
-    add("--start", type=float, default=60.0, help="seconds that a server may take to start")
+    add("--peers", type=named, default=PEERS, help="which of them, separated by commas; or none")
+    add("--connections", type=bounds.levels, default=[1, 8, 32], help="how many at a time: 1,8,32")
+    add("--rounds", type=bounds.count, default=3, help="how often each server is measured")
+    add("--seconds", type=bounds.seconds, default=2.0, help="of each window")
+    add("--warmup", type=bounds.seconds, default=0.3, help="seconds before each window")
+    add("--candidates", type=bounds.count, default=200, help="of each body")
+    add("--cores", type=cores, default="0,1", help="the server's core and the generator's")
+    add("--start", type=bounds.seconds, default=60.0, help="that a server may take to start")
     add(
         "--store", type=Path, help="a store; without it, made-up bundles of Criteo's shape are used"
     )
@@ -71,40 +75,83 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--int8", help="of the slim one in eight bits; may be the slim one again")
     add("--plain", type=Path, help="the dense ranker's plain graph (default: the dense bundle's)")
     add("--out", type=Path, default=BUILD / "report", help="folder for table, JSON and plot")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not options.connections:
+        parser.error("expected numbers of --connections")
+    given = {f"--{kind}": getattr(options, kind) is not None for kind in (*KINDS, "plain")}
+    if options.store is None and any(given.values()):
+        named_too = ", ".join(flag for flag, is_given in given.items() if is_given)
+        parser.error(f"expected --store with {named_too}: the made-up bundles have names")
+    if options.store is not None and not all(given[f"--{kind}"] for kind in KINDS):
+        missing = ", ".join(f"--{kind}" for kind in KINDS if not given[f"--{kind}"])
+        parser.error(f"--store needs {missing} too: a NAME@ALIAS each")
+    return options
+
+
+def named(text: str) -> tuple[Peer, ...]:
+    """Peers by their names: a type of argparse, as ``cores``."""
+    known = {peer.name: peer for peer in PEERS}
+    wanted = [] if text == NONE else text.split(",")
+    if strange := [name for name in wanted if name not in known]:
+        raise argparse.ArgumentTypeError(
+            f"expected some of {','.join(known)}, or {NONE}, got {','.join(strange)}"
+        )
+    return tuple(peer for name, peer in known.items() if name in wanted)
+
+
+def cores(text: str) -> tuple[int, int]:
+    """The server's core and the generator's, of those that this process may use."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    server, _, generator = text.partition(",")
+    if (
+        not (server.isdecimal() and generator.isdecimal())
+        or server == generator
+        or (usable is not None and not {int(server), int(generator)}.issubset(usable))
+    ):
+        of = "" if usable is None else f" of {','.join(map(str, usable))}"
+        raise argparse.ArgumentTypeError(f"expected two cores{of} like 0,1, got {text!r}")
+    return int(server), int(generator)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report; the process's exit status."""
+    """Measure and write the report; the process's exit status, 1 where nothing was compared."""
     options = parse(argv)
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    unwind_when_told_to_end()
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-            run(options, Path(folder))
+            return 0 if run(options, Path(folder)) else 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
+    except (Unmeasurable, load.LoadFailed, processes.ServerFailed, StoreError, OSError) as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 1
 
 
-def run(options: argparse.Namespace, folder: Path) -> None:
-    """All steps, in order."""
+def run(options: argparse.Namespace, folder: Path) -> bool:
+    """All steps, in order; whether all was measured that was asked for, or enough to compare.
+
+    Raises:
+        Unmeasurable, LoadFailed, ServerFailed, StoreError, OSError: Slimrank cannot be asked.
+    """
     started = time.monotonic()
-    wanted = options.peers.split(",")
-    pythons, failed = install([peer for peer in PEERS if peer.name in wanted])
+    pythons, failed = install(options.peers)
     bench = prepare(options, folder)
     if not COMPILED:
         tell(f"Slimrank's loops are not compiled here, which makes it slower: {WHY_NOT}")
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(options.cores.split(",")[1])})
+        os.sched_setaffinity(0, {options.cores[1]})
     bench = reference(bench)
     gc.collect()
     gc.freeze()  # no collection of what lives now in the middle of a window
     servers = {SLIMRANK: Path(sys.executable)}
     servers |= {peer: pythons[peer.name] for peer in PEERS if peer.name in pythons}
     seen = measure(bench, servers)
-    write(bench, replace(seen, failed={**failed, **seen.failed}), time.monotonic() - started)
+    seen = replace(seen, failed={**failed, **seen.failed})
+    compared = write(bench, seen, time.monotonic() - started)
+    return bool(compared) or not seen.failed
 
 
 def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
@@ -129,9 +176,13 @@ def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
 
 
 def turned(servers: Sequence[Peer], by: int) -> list[Peer]:
-    """The servers in another order for each round, so that none always follows the same one."""
-    start = by * 3 % len(servers)
-    return [*servers[start:], *servers[:start]]
+    """The servers in another order for each round, so that none always follows the same one.
+
+    Every second round the other way round; after two another one begins.
+    """
+    start = by // 2 % len(servers)
+    order = [*servers[start:], *servers[:start]]
+    return order[::-1] if by % 2 else order
 
 
 def install(peers: Sequence[Peer]) -> tuple[dict[str, Path], dict[str, str]]:
@@ -146,7 +197,7 @@ def install(peers: Sequence[Peer]) -> tuple[dict[str, Path], dict[str, str]]:
     return pythons, failed
 
 
-def write(bench: Bench, seen: Seen, seconds: float) -> None:
+def write(bench: Bench, seen: Seen, seconds: float) -> Sequence[report.Ratio]:
     """Table, JSON and plot; the ratios on the terminal too."""
     out = bench.options.out
     table = report.rows(seen.windows)
@@ -155,16 +206,16 @@ def write(bench: Bench, seen: Seen, seconds: float) -> None:
     compared = report.ratios(seen.windows, rivals, yardstick)
     about = described(bench, seconds)
     servers = [entry(peer, seen.facts.get(peer.title, {})) for peer in (SLIMRANK, *PEERS)]
-    out.mkdir(parents=True, exist_ok=True)
     (out / "peers.md").write_text(report.page(table, compared, about, servers, seen.failed))
     (out / "peers.json").write_text(report.as_json(table, compared, about, servers, seen.failed))
     levels = {row.connections for row in table}
     if levels:
         plot.draw(table, PLOTTED if PLOTTED in levels else max(levels), out / "peers.png")
-    print(report.markdown_ratios(compared))
+    print(report.markdown_ratios(compared), *report.remarks(table), sep="\n")
     for name, why in seen.failed.items():
         print(f"{name} was not measured: {why}")
     print(f"\n{out / 'peers.md'}, peers.json, peers.png: {seconds / 60:.1f} minutes")
+    return compared
 
 
 def described(bench: Bench, seconds: float) -> dict[str, Any]:
@@ -179,7 +230,7 @@ def described(bench: Bench, seconds: float) -> dict[str, Any]:
         "rounds": options.rounds,
         "seconds of a window": options.seconds,
         "warm-up": options.warmup,
-        "cores (server, generator)": options.cores,
+        "cores (server, generator)": ",".join(map(str, options.cores)),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "took": f"{seconds:.0f} s",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.peers import environments, load, processes, report
-from benchmarks.peers.bodies import Form, Pool, difference, draw, pool_of
+from benchmarks.peers.bodies import Form, Pool, TooFew, difference, draw, pool_of
 from benchmarks.peers.probes import PROBES
 from benchmarks.peers.scoring import MODELS, Model, write_models
 from benchmarks.peers.servers import SLIMRANK, Peer
@@ -21,9 +21,14 @@ BUILD: Final = Path("build/peers")
 BODIES: Final = 32
 CHECKED: Final = 4  # bodies whose answers are compared
 TOLERANCE: Final = 1e-5
+MOST_CANDIDATES: Final = 2000  # of a request, as the service has it unless told otherwise
 PLAIN: Final = "plain"
 DONE: Final = "done"  # the file that says that all bundles are made
 KINDS: Final = ("dense", "slim", "int8")
+
+
+class Unmeasurable(Exception):
+    """There is nothing to measure with; the message says what is missing."""
 
 
 class Differs(Exception):
@@ -88,29 +93,40 @@ class Rankers:
 
 
 def rankers_of(options: argparse.Namespace) -> Rankers:
-    """The rankers that were asked for; else made-up ones, which are made if they are not there."""
+    """The rankers that were asked for; else made-up ones, which are made if they are not there.
+
+    Raises:
+        Unmeasurable: they could not be made.
+    """
     if options.store is not None:
         given = {kind: getattr(options, kind) for kind in KINDS}
-        if missing := [f"--{kind}" for kind, name in given.items() if name is None]:
-            raise SystemExit(f"--store needs {', '.join(missing)} too: a NAME@ALIAS each")
         return Rankers(options.store, given, options.plain)
     made = BUILD / "bundles"
     if not (made / DONE).exists():
         tell("making the bundles")
         # In a process of its own: torch's threads and memory are no part of a load generator.
-        subprocess.run([sys.executable, "-m", "benchmarks.peers.bundles", str(made)], check=True)
+        making = [sys.executable, "-m", "benchmarks.peers.bundles", str(made)]
+        if subprocess.run(making, check=False).returncode:
+            raise Unmeasurable(f"the bundles could not be made: {' '.join(making)} failed")
     return Rankers(
         made / "store", {kind: f"criteo-shape@{kind}" for kind in KINDS}, made / "plain.onnx"
     )
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Bench:
-    """The bodies, and what the servers need to know."""
+    """The bodies, and what the servers need to know.
+
+    Raises:
+        Unmeasurable, StoreError: there are no bundles, or too few candidates in them.
+    """
     rankers = rankers_of(options)
     store = open_store(str(rankers.store))
     bundles = {kind: store.open(name).bundle for kind, name in rankers.names.items()}
     write_models(folder / "models.json", models_of(rankers, bundles))
-    ours, peers = cases(rankers.names, pool_of(bundles["dense"]), options.candidates)
+    try:
+        ours, peers = cases(rankers.names, pool_of(bundles["dense"]), options.candidates)
+    except TooFew as error:
+        raise Unmeasurable(f"{error}; lower --candidates") from None
     return Bench(
         peers=peers,
         ours=ours,
@@ -119,7 +135,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
         references=tuple(dict.fromkeys(rankers.names.values())),
         folder=folder,
         options=options,
-        cores=frozenset({int(options.cores.split(",")[0])}),
+        cores=frozenset({options.cores[0]}),
         expected={},
     )
 
@@ -163,19 +179,24 @@ def launch(bench: Bench, peer: Peer, python: Path) -> tuple[list[str], dict[str,
     if peer is SLIMRANK:
         models = ",".join(bench.references)
         more = {"SLIMRANK_STORE": str(bench.store.absolute()), "SLIMRANK_MODELS": models}
+        more["SLIMRANK_MAX_CANDIDATES"] = str(max(bench.options.candidates, MOST_CANDIDATES))
     more |= {key: value.format_map(names) for key, value in peer.variables.items()}
     command = [argument.format_map(names) for argument in peer.arguments]
     return command, environments.variables(Path.cwd(), more), ports[0]
 
 
 def reference(bench: Bench) -> Bench:
-    """The bench with Slimrank's answers to the first bodies."""
+    """The bench with Slimrank's answers to the first bodies.
+
+    Raises:
+        ServerFailed, LoadFailed, OSError: it does not start, or refuses one.
+    """
     command, variables, port = launch(bench, SLIMRANK, Path(sys.executable))
     ready = asking(port, SLIMRANK, bench.ours[0].bodies[0])
     log = bench.options.out / "logs" / "reference.log"
     with processes.running(command, variables, log, is_ready=ready, cores=bench.cores):
         expected = {
-            case.name: [load.ask(port, SLIMRANK.path, b)[1] for b in case.bodies[:CHECKED]]
+            case.name: [answer(port, SLIMRANK, body) for body in case.bodies[:CHECKED]]
             for case in bench.ours
         }
     return replace(bench, expected=expected)
@@ -210,7 +231,7 @@ def visit(
             check(port, peer, case, bench.expected)
         for case in cases:
             requests = [load.request(peer.path, body) for body in case.bodies]
-            for connections in map(int, options.connections.split(",")):
+            for connections in options.connections:
                 measured = load.measure(
                     port,
                     requests,
@@ -219,7 +240,7 @@ def visit(
                     seconds=options.seconds,
                     clocks=processes.clocks,
                 )
-                found.append(window(peer, case, connections, number, measured))
+                found.append(window(peer, case.name, connections, number, measured))
                 tell(f"  {case.name}, {connections}: {found[-1].rps:.0f} requests/s")
         fact = asdict(processes.memory())
         fact |= {
@@ -232,14 +253,28 @@ def check(port: int, peer: Peer, case: Case, expected: Mapping[str, Sequence[byt
     """Let a server pass that answers as Slimrank does.
 
     Raises:
-        Differs: it does not.
+        Differs, LoadFailed: it does not.
     """
     if case.like is None:
         return
-    for body, answer in zip(case.bodies, expected[case.like], strict=False):
-        far = difference(load.ask(port, peer.path, body)[1], answer)
+    for body, wanted in zip(case.bodies, expected[case.like], strict=False):
+        far = difference(answer(port, peer, body), wanted)
         if far > TOLERANCE:
             raise Differs(f"{case.name}: {far:.3g} from Slimrank's answer, over {TOLERANCE:g}")
+
+
+def answer(port: int, peer: Peer, body: bytes) -> bytes:
+    """A server's answer to a body that is right.
+
+    Raises:
+        LoadFailed, OSError: it refuses the body, or there was no answer.
+    """
+    line, said = load.ask(port, peer.path, body)
+    if load.OK not in line:
+        raise load.LoadFailed(
+            f"{line.decode(errors='replace')}: {said[:300].decode(errors='replace')}"
+        )
+    return said
 
 
 def status(port: int, peer: Peer, body: bytes) -> str:
@@ -251,12 +286,12 @@ def status(port: int, peer: Peer, body: bytes) -> str:
 
 
 def window(
-    peer: Peer, case: Case, connections: int, number: int, measured: load.Measured
+    peer: Peer, case: str, connections: int, number: int, measured: load.Measured
 ) -> report.Window:
     """What a report takes of a measured window."""
     return report.Window(
         server=peer.title,
-        case=case.name,
+        case=case,
         connections=connections,
         round=number,
         seconds=measured.seconds,

@@ -113,6 +113,6 @@ def _ranking(answer: bytes) -> dict[str, float] | None:
     """The items' scores in order."""
     try:
         parsed = orjson.loads(answer)
-        return dict(zip(parsed["ids"], parsed["scores"], strict=True))
+        return {i: score + 0.0 for i, score in zip(parsed["ids"], parsed["scores"], strict=True)}
     except (ValueError, KeyError, TypeError):
         return None

@@ -2,9 +2,9 @@
 
 It runs in the peers' environments, which hold numpy, pydantic, ONNX Runtime and orjson, with this
 repository's `model_store` for the encoders. Bodies carry raw values (tokens and counts), as callers
-have them; so everybody turns them into rows by the same code, column by column, and what differs is
-the server around it. Numbers of all columns are transformed at once, and answers hold numpy's
-arrays, which orjson writes as they are.
+have them; so all peers turn them into rows by the same code, column by column, and what differs is
+the server around it. Slimrank has compiled loops of its own for that. Numbers of all columns are
+transformed at once, and answers hold numpy's arrays, which orjson writes as they are.
 """
 
 import gc

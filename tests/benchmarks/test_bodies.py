@@ -63,7 +63,15 @@ def test_wrong_order_counts_by_what_is_between_the_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"{", b"[]", b'{"ids": ["a"], "scores": []}', _answer(b=0.5)]
+    "answer",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"ids": ["a"], "scores": []}',
+        _answer(b=0.5),
+        b'{"ids": ["a"], "scores": [null]}',
+    ],
 )
 def test_what_is_no_ranking_of_the_same_items_is_infinitely_far(answer: bytes) -> None:
     """No JSON, no ranking, other ids."""

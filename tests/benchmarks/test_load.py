@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.peers import load
+from benchmarks.peers import bench, load
+from benchmarks.peers.servers import SLIMRANK
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -95,3 +96,11 @@ def test_asking_returns_status_and_body(port: int) -> None:
     """Whatever the status."""
     assert load.ask(port, "/rank", b"{}") == (b"HTTP/1.1 200 OK", b"{}")
     assert load.ask(port, "/rank", b"")[0].startswith(b"HTTP/1.1 500")
+
+
+def test_server_that_refuses_a_right_body_is_told_with_its_status(port: int) -> None:
+    """And not called one that ranks otherwise, infinitely far from what was expected."""
+    case = bench.Case("slim rows", [b""], like="slim rows")
+
+    with pytest.raises(load.LoadFailed, match="500"):
+        bench.check(port, SLIMRANK, case, {"slim rows": [b"{}"]})

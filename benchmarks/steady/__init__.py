@@ -1,0 +1,1 @@
+"""What `benchmarks.soak` and `benchmarks.disturb` share: load for minutes, memory, bodies."""
