@@ -3,7 +3,7 @@
  * They trust what they get, but for rows: kernels.py checks types and shapes, and whoever loads
  * codes has seen that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
  * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest,
- * token_rows and numbers, which read Python's objects.
+ * lay_tokens and numbers, which read Python's objects.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -23,7 +23,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-#define VERSION 9 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 10 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
@@ -470,16 +470,17 @@ static Py_ssize_t longest(PyObject *texts)
     return most;
 }
 
-/* Rows of tokens in an embedding table, whose known ones begin at ``start``; how many were texts or
- * None before the first that is neither, or -1 if an error is set. */
-static Py_ssize_t token_rows(const Ids *ids, PyObject *tokens, int32_t start, int32_t missing,
-                             int32_t *rows)
+/* Rows of tokens in an embedding table, whose known ones begin at ``start``, into one column of
+ * ``rows``; None leaves what is there. How many were texts or None before the first that is neither,
+ * or -1 if an error is set. */
+static Py_ssize_t lay_tokens(const Ids *ids, PyObject *tokens, int32_t start, int32_t *rows,
+                             Py_ssize_t width)
 {
     Sought ahead[AHEAD];
     int64_t found[AHEAD];
     PyObject *const *token = PySequence_Fast_ITEMS(tokens);
     Py_ssize_t count = PySequence_Fast_GET_SIZE(tokens);
-    for (Py_ssize_t first = 0; first < count; first += AHEAD, token += AHEAD, rows += AHEAD) {
+    for (Py_ssize_t first = 0; first < count; first += AHEAD, token += AHEAD) {
         Py_ssize_t some = count - first < AHEAD ? count - first : AHEAD;
         for (Py_ssize_t i = 0; i < some; i++) {
             ahead[i] = (Sought){0};
@@ -491,23 +492,22 @@ static Py_ssize_t token_rows(const Ids *ids, PyObject *tokens, int32_t start, in
                 return -1;
         }
         find_sought(ids, ahead, some, found);
-        for (Py_ssize_t i = 0; i < some; i++)
-            rows[i] = token[i] == Py_None   ? missing
-                      : found[i] == NO_ROW ? UNKNOWN_TOKEN
-                                           : start + (int32_t)found[i];
+        for (Py_ssize_t i = 0; i < some; i++, rows += width)
+            if (token[i] != Py_None)
+                *rows = found[i] == NO_ROW ? UNKNOWN_TOKEN : start + (int32_t)found[i];
     }
     return count;
 }
 
-/* Numbers as doubles, None as what is missing; how many were one of these, and within what float32
- * holds, before the first that is not. */
-static Py_ssize_t numbers(PyObject *values, double missing, double *found)
+/* Numbers as doubles, None as NaN; how many were one of these, and within what float32 holds,
+ * before the first that is not. */
+static Py_ssize_t numbers(PyObject *values, double *found)
 {
     PyObject *const *value = PySequence_Fast_ITEMS(values);
     Py_ssize_t count = PySequence_Fast_GET_SIZE(values);
     for (Py_ssize_t i = 0; i < count; i++) {
         if (value[i] == Py_None) {
-            found[i] = missing;
+            found[i] = NAN;
             continue;
         }
         if (PyFloat_CheckExact(value[i]))
@@ -636,43 +636,77 @@ static PyObject *py_longest(PyObject *self, PyObject *texts)
     return NULL;
 }
 
-static PyObject *py_token_rows(PyObject *self, PyObject *args)
+/* Whether it is a list or a tuple of so many; an error is set if not. */
+static int holds(PyObject *values, Py_ssize_t count)
+{
+    if ((PyList_CheckExact(values) || PyTuple_CheckExact(values)) &&
+        PySequence_Fast_GET_SIZE(values) == count)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "expected a list or a tuple of %zd values", count);
+    return 0;
+}
+
+/* Lay one column of tokens; 1 if all could be told, 0 if not, -1 if an error is set. */
+static int lay_column(PyObject *column, int32_t *rows, Py_ssize_t count, Py_ssize_t width)
 {
     PyObject *tokens;
-    Py_buffer text, ends, key, slots, rows;
-    int start, missing;
-    if (!PyArg_ParseTuple(args, "Oy*y*y*y*iiw*", &tokens, &text, &ends, &key, &slots, &start,
-                          &missing, &rows))
-        return NULL;
+    Py_buffer text, ends, key, slots;
+    int start;
+    Py_ssize_t at;
+    if (!PyArg_ParseTuple(column, "Oy*y*y*y*in", &tokens, &text, &ends, &key, &slots, &start, &at))
+        return -1;
     Ids ids;
     Py_ssize_t known = -1;
-    if (!PyList_CheckExact(tokens) && !PyTuple_CheckExact(tokens))
-        PyErr_SetString(PyExc_TypeError, "expected a list or a tuple");
-    else if (rows.len / (Py_ssize_t)sizeof(int32_t) != PySequence_Fast_GET_SIZE(tokens))
-        PyErr_SetString(PyExc_ValueError, "expected a row for each token");
-    else if (make_ids(&ids, &text, &ends, &key, &slots))
-        known = token_rows(&ids, tokens, start, missing, rows.buf);
-    PyObject *done = DONE_WITH(&text, &ends, &key, &slots, &rows);
+    if (at < 0 || at >= width)
+        PyErr_Format(PyExc_ValueError, "expected a column from 0 to %zd, got %zd", width - 1, at);
+    else if (holds(tokens, count) && make_ids(&ids, &text, &ends, &key, &slots))
+        known = lay_tokens(&ids, tokens, start, rows + at, width);
+    PyObject *done = DONE_WITH(&text, &ends, &key, &slots);
     Py_XDECREF(done);
-    return done ? PyLong_FromSsize_t(known) : NULL;
+    return done ? known == count : -1;
+}
+
+/* The columns that hold something that is neither a text nor None; what came before it is laid. */
+static PyObject *py_lay_tokens(PyObject *self, PyObject *args)
+{
+    PyObject *columns, *left = NULL;
+    Py_ssize_t width;
+    Py_buffer rows;
+    if (!PyArg_ParseTuple(args, "O!nw*", &PyTuple_Type, &columns, &width, &rows))
+        return NULL;
+    Py_ssize_t bytes = width * (Py_ssize_t)sizeof(int32_t);
+    if (width < 1 || rows.len % bytes)
+        PyErr_Format(PyExc_ValueError, "expected rows of %zd columns", width);
+    else
+        left = PyList_New(0);
+    for (Py_ssize_t j = 0; left && j < PyTuple_GET_SIZE(columns); j++) {
+        int laid = lay_column(PyTuple_GET_ITEM(columns, j), rows.buf, rows.len / bytes, width);
+        PyObject *place = laid == 0 ? PyLong_FromSsize_t(j) : NULL;
+        if (laid < 0 || (laid == 0 && (!place || PyList_Append(left, place) < 0)))
+            Py_CLEAR(left);
+        Py_XDECREF(place);
+    }
+    PyBuffer_Release(&rows);
+    return left;
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *args)
 {
-    PyObject *values;
-    double missing;
+    PyObject *columns;
     Py_buffer found;
-    if (!PyArg_ParseTuple(args, "Odw*", &values, &missing, &found))
+    if (!PyArg_ParseTuple(args, "O!w*", &PyTuple_Type, &columns, &found))
         return NULL;
-    Py_ssize_t known = -1;
-    if (!PyList_CheckExact(values) && !PyTuple_CheckExact(values))
-        PyErr_SetString(PyExc_TypeError, "expected a list or a tuple");
-    else if (found.len / (Py_ssize_t)sizeof(double) != PySequence_Fast_GET_SIZE(values))
+    Py_ssize_t many = PyTuple_GET_SIZE(columns), bytes = many * (Py_ssize_t)sizeof(double);
+    Py_ssize_t count = many ? found.len / bytes : 0;
+    int all = many == 0 || found.len == count * bytes;
+    if (!all)
         PyErr_SetString(PyExc_ValueError, "expected a place for each value");
-    else
-        known = numbers(values, missing, found.buf);
+    for (Py_ssize_t j = 0; all && j < many; j++) {
+        PyObject *values = PyTuple_GET_ITEM(columns, j);
+        all = holds(values, count) && numbers(values, (double *)found.buf + j * count) == count;
+    }
     PyBuffer_Release(&found);
-    return known < 0 ? NULL : PyLong_FromSsize_t(known);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(all);
 }
 
 static PyObject *py_add_repeats(PyObject *self, PyObject *args)
@@ -774,9 +808,9 @@ static PyMethodDef methods[] = {
     {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, key, slots)"},
     {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, key, slots, rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
-    {"token_rows", py_token_rows, METH_VARARGS, 
-     "token_rows(tokens, text, ends, key, slots, start, missing, rows)"},
-    {"numbers", py_numbers, METH_VARARGS, "numbers(values, missing, found)"},
+    {"lay_tokens", py_lay_tokens, METH_VARARGS,
+     "lay_tokens(((tokens, text, ends, key, slots, start, column), ...), width, rows)"},
+    {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},

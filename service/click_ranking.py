@@ -160,16 +160,14 @@ class ClickRanking(Ranking):
             unstored = range(len(ids))
         if plan.item_id is not None and unstored:
             plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], unstored)
-        for name, column in candidates.columns.items():
-            self._overlay(feeds, name, column, candidates)
+        for name in plan.lay(feeds, candidates.columns):
+            self._overlay(feeds, name, candidates.columns[name], candidates)
         return feeds
 
     def _overlay(
         self, feeds: Tensors, name: str, column: Sequence[Any], candidates: Candidates
     ) -> None:
         """Lay what a request brought of a feature over the tensors; null is not brought."""
-        if self._plan.lay(feeds, name, column):
-            return
         at: list[int] | None = None
         if None in column:
             at = [i for i, value in enumerate(column) if value is not None]

@@ -4,10 +4,10 @@ The request side becomes one row, computed once; the candidate side starts from 
 encoded rows (or the declared defaults), over which the request's own columns are laid.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from heapq import nsmallest
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,14 @@ from model_store.packed_ids import PackedIds
 from service import kernels
 from service.errors import Fault, InvalidRequest, Warned, escape
 from service.item_ids import Index
+from service.kernels import TokenColumn
 
 Array = NDArray[Any]
 Tensors = dict[InputName, Array]
 REQUEST_SIDES: Final[tuple[Side, Side]] = ("user", "context")
 LARGEST: Final = float(np.finfo(np.float32).max)
 MAX_NAMED: Final = 10
-NOT_BROUGHT: Final = -1
+GROUPINGS: Final = 64  # sets of features that requests may bring in turn
 
 
 def refused(pointer: str, error: BadValue) -> InvalidRequest:
@@ -48,6 +49,37 @@ def refused(pointer: str, error: BadValue) -> InvalidRequest:
     shown = value if len(value) <= 80 else f"{value[:77]}..."  # noqa: PLR2004
     detail = f"expected {error.expected}, got {shown}"
     return InvalidRequest(f"{error.feature}: {detail}", [Fault(pointer, detail)])
+
+
+class Group(NamedTuple):
+    """The numbers of a tensor that one transform holds for.
+
+    Attributes:
+        at: their columns.
+        places: of each, where it stands among the features that were grouped.
+        mean, scale: of each.
+    """
+
+    transform: Transform
+    at: NDArray[np.intp]
+    places: NDArray[np.intp]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+
+def grouped(specs: Sequence[FeatureSpec]) -> list[Group]:
+    """Numeric features by transform, so that one call transforms many."""
+    groups = []
+    for transform in get_args(Transform):
+        those = [
+            (place, spec.start, spec.encoding.mean, spec.encoding.scale)
+            for place, spec in enumerate(specs)
+            if isinstance(spec.encoding, NumericEncoding) and spec.encoding.transform == transform
+        ]
+        if those:
+            places, at, mean, scale = map(np.array, zip(*those, strict=True))
+            groups.append(Group(transform, at, places, mean, scale))
+    return groups
 
 
 class RequestNumbers:
@@ -60,21 +92,7 @@ class RequestNumbers:
             for spec in specs
             if isinstance(spec.encoding, NumericEncoding)
         ]
-        self._groups = [self._group(specs, kind) for kind in ("identity", "log1p", "standardize")]
-
-    @staticmethod
-    def _group(
-        specs: Sequence[FeatureSpec], kind: Transform
-    ) -> tuple[Transform, NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-        pairs = [
-            (spec.start, spec.encoding)
-            for spec in specs
-            if isinstance(spec.encoding, NumericEncoding) and spec.encoding.transform == kind
-        ]
-        at = np.array([start for start, _ in pairs], dtype=np.intp)
-        mean = np.array([encoding.mean for _, encoding in pairs])
-        scale = np.array([encoding.scale for _, encoding in pairs])
-        return kind, at, mean, scale
+        self._groups = grouped(specs)
 
     def encode(self, sides: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """(1, columns) of numbers."""
@@ -91,10 +109,37 @@ class RequestNumbers:
                 raise refused(f"/{spec.side}/{escape(spec.name)}", error)
         numbers = np.array(raw, dtype=np.float64)
         out = np.empty((1, self._columns), dtype=np.float32)
-        for kind, at, mean, scale in self._groups:
-            if at.size:
-                out[0, at] = transformed(numbers[at], kind, mean, scale)
+        for transform, at, _, mean, scale in self._groups:
+            out[0, at] = transformed(numbers[at], transform, mean, scale)
         return out
+
+
+class ItemNumbers:
+    """The numeric item features that a request brings, by column.
+
+    Attributes:
+        specs: the features, by name.
+    """
+
+    def __init__(self, specs: Iterable[FeatureSpec]) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        # Nearly all requests bring the same ones.
+        self._grouped = lru_cache(GROUPINGS)(self._grouped_of)
+
+    def _grouped_of(self, names: tuple[str, ...]) -> list[Group]:
+        return grouped([self.specs[name] for name in names])
+
+    def lay(
+        self, tensor: NDArray[np.float32], names: Sequence[str], raw: NDArray[np.float64]
+    ) -> None:
+        """Lay numbers (features, N) over a tensor (N, columns); NaN leaves what is there."""
+        missing = np.isnan(raw)
+        some_missing = bool(missing.any())
+        for transform, at, places, mean, scale in self._grouped(tuple(names)):
+            laid = transformed(raw[places], transform, mean[:, None], scale[:, None]).T
+            if some_missing:
+                laid = np.where(missing[places].T, tensor[:, at], laid)
+            tensor[:, at] = laid
 
 
 class RequestRows:
@@ -143,10 +188,13 @@ class FeaturePlan:
         self.item_encoders = {
             encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
         }
+        self._numbers = ItemNumbers(
+            e.spec for e in self.item_encoders.values() if isinstance(e, NumericEncoder)
+        )
         self._vocabularies = {
-            name: ids
+            name: column
             for name, encoder in self.item_encoders.items()
-            if encoder.spec.kind != "multi" and (ids := _indexed(encoder)) is not None
+            if encoder.spec.kind != "multi" and (column := _token_column(encoder)) is not None
         }
         self.defaults = self._candidate_defaults()
 
@@ -209,34 +257,38 @@ class FeaturePlan:
         columns = slice(spec.start, spec.start + spec.length)
         tensors[spec.tensor][slice(None) if at is None else at, columns] = encoder.encode(values)
 
-    def lay(self, tensors: Tensors, name: str, values: Sequence[Any]) -> bool:
-        """`overlay` for all candidates at once, where null leaves things as they are.
+    def lay(self, tensors: Tensors, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+        """`overlay` of many features for all candidates at once; null leaves things as they are.
 
         Returns:
-            Whether compiled loops can tell; if not, nothing is changed.
+            The features that compiled loops cannot tell, or not all of, in the order in which they
+            came: these are yet to be laid.
         """
-        encoder = self.item_encoders[name]
-        spec = encoder.spec
-        assert spec.tensor is not None  # noqa: S101  kept features have one
-        target = tensors[spec.tensor][:, spec.start]
-        if name in self._vocabularies:
-            known, index = self._vocabularies[name]
-            rows = kernels.token_rows(
-                values, known.text, known.ends, *index, start=FIRST, missing=NOT_BROUGHT
-            )
-            if rows is not None:
-                np.copyto(target, rows, where=rows != NOT_BROUGHT)
-                return True
-        elif isinstance(encoder, NumericEncoder):
-            numbers = kernels.numbers(values, math.nan)
-            if numbers is not None:
-                np.copyto(target, encoder.transformed(numbers), where=~np.isnan(numbers))
-                return True
-        return False
+        compiled = self._vocabularies.keys() | self._numbers.specs.keys()
+        left = columns.keys() - compiled
+        left |= {*self._lay_tokens(tensors, columns), *self._lay_numbers(tensors, columns)}
+        return [name for name in columns if name in left]
+
+    def _lay_tokens(self, tensors: Tensors, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+        names = [name for name in columns if name in self._vocabularies]
+        if not names:
+            return []
+        given = [self._vocabularies[name]._replace(tokens=columns[name]) for name in names]
+        return [names[place] for place in kernels.lay_tokens(given, tensors["candidate_ids"])]
+
+    def _lay_numbers(self, tensors: Tensors, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+        names = [name for name in columns if name in self._numbers.specs]
+        if not names:
+            return []
+        raw = kernels.numbers([columns[name] for name in names])
+        if raw is None:
+            return names
+        self._numbers.lay(tensors["candidate_numeric"], names, raw)
+        return []
 
 
-def _indexed(encoder: Encoder) -> tuple[PackedIds, Index] | None:
-    """The tokens that an encoder knows, by row: found in half the time of a dictionary's.
+def _token_column(encoder: Encoder) -> TokenColumn | None:
+    """The tokens that an encoder knows, and yet none to find: in half the time of a dictionary's.
 
     None where loops are not compiled, or where there is no vocabulary; or one that UTF-8 cannot
     hold, since half a surrogate pair is a token like any other.
@@ -247,7 +299,11 @@ def _indexed(encoder: Encoder) -> tuple[PackedIds, Index] | None:
         known = PackedIds.of([*(encoder.vocabulary or ())])
     except ValueError:
         return None
-    return None if encoder.vocabulary is None else (known, Index.of(known))
+    if encoder.vocabulary is None:
+        return None
+    return TokenColumn(
+        (), known.text, known.ends, *Index.of(known), start=FIRST, column=encoder.spec.start
+    )
 
 
 def undeclared(

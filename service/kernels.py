@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 9  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 10  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -90,6 +90,11 @@ def _check_ids(ends: NDArray[np.uint32], slots: NDArray[np.uint32]) -> None:
     _check_ends(ends)
     if slots.dtype != np.uint32:
         raise TypeError(f"expected slots of uint32, got {slots.dtype}")
+
+
+def _check_laid(tensor: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if tensor.dtype != dtype or tensor.ndim != 2 or not tensor.flags.c_contiguous:  # noqa: PLR2004
+        raise TypeError(f"expected rows of {dtype} in C order, got {tensor.dtype} {tensor.shape}")
 
 
 def best_of(scores: Floats, count: int) -> Heap:
@@ -277,39 +282,50 @@ def longest(texts: Sequence[Any]) -> int:
     return max(map(len, texts), default=0)
 
 
-def token_rows(
-    tokens: Sequence[Any],
-    text: Blob,
-    ends: NDArray[np.uint32],
-    key: bytes,
-    slots: Slots,
-    *,
-    start: int,
-    missing: int,
-) -> NDArray[np.int32] | None:
-    """(n,) rows of tokens in a table whose known ones, as `index_ids` has them, begin at ``start``.
+class TokenColumn(NamedTuple):
+    """Tokens of one feature, a list or a tuple, and where their rows belong.
 
-    0 for tokens that are not known, ``missing`` for None. None if loops are not compiled, or a
-    token is neither text nor None.
+    Attributes:
+        text, ends, key, slots: of the tokens that are known, as `index_ids` has them.
+        start: the row of the first of these.
+        column: of the tensor that rows are laid in.
     """
-    if not COMPILED or type(tokens) not in {list, tuple}:
-        return None
-    _check_ids(ends, slots)
-    rows = np.empty(len(tokens), np.int32)
-    known = _kernels.token_rows(tokens, text, ends, key, slots, start, missing, rows)  # type: ignore[arg-type]
-    return rows if known == len(tokens) else None
+
+    tokens: Sequence[Any]
+    text: Blob
+    ends: NDArray[np.uint32]
+    key: bytes
+    slots: Slots
+    start: int
+    column: int
 
 
-def numbers(values: Sequence[Any], missing: float) -> NDArray[np.float64] | None:
-    """(n,) numbers, ``missing`` for None.
+def lay_tokens(columns: Sequence[TokenColumn], rows: NDArray[np.int32]) -> list[int]:
+    """Write rows of tokens into columns of ``rows`` (n, width): 0 for those that are not known.
+
+    None leaves what is there.
+
+    Returns:
+        The places of the columns that hold something else than texts and None: what comes after
+        it is not laid. Of all of them, where loops are not compiled.
+    """
+    if not COMPILED:
+        return [*range(len(columns))]
+    _check_laid(rows, np.dtype(np.int32))
+    for each in columns:
+        _check_ids(each.ends, each.slots)
+    return _kernels.lay_tokens(tuple(columns), rows.shape[1], rows)
+
+
+def numbers(columns: Sequence[Sequence[Any]]) -> NDArray[np.float64] | None:
+    """(columns, n) numbers of lists or tuples of n each, NaN for None.
 
     None if loops are not compiled, or a value is neither a number within float32 nor None.
     """
-    if not COMPILED or type(values) not in {list, tuple}:
+    if not COMPILED or not columns:
         return None
-    found = np.empty(len(values), np.float64)
-    known = _kernels.numbers(values, missing, found)  # type: ignore[arg-type]
-    return found if known == len(values) else None
+    found = np.empty((len(columns), len(columns[0])), np.float64)
+    return found if _kernels.numbers(tuple(columns), found) else None
 
 
 def find_ids(

@@ -22,7 +22,7 @@ Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class Served:
     """What a request was answered with.
 
     Attributes:
@@ -60,7 +60,7 @@ class Answered:
     status: int
     code: str | None
     seconds: float
-    ranked: Ranked | None = None
+    served: Served | None = None
 
     def line(self) -> dict[str, Any]:
         """Its log line."""
@@ -74,16 +74,16 @@ class Answered:
             "status": self.status,
             "ms": round(self.seconds * 1e3, 3),
         }
-        if self.code is not None or self.ranked is not None:
+        if self.code is not None or self.served is not None:
             fields["code"] = self.code  # null where a ranking went well
-        if (ranked := self.ranked) is not None:
+        if (served := self.served) is not None:
             fields |= {
-                "model": ranked.model,
-                "version": ranked.version,
-                "candidates": ranked.candidates,
-                "cold": ranked.cold,
+                "model": served.model,
+                "version": served.version,
+                "candidates": served.candidates,
+                "cold": served.cold,
             }
-            for stage, seconds in ranked.laps.items():
+            for stage, seconds in served.laps.items():
                 fields[f"{stage}_ms"] = round(seconds * 1e3, 3)
         return fields
 
@@ -129,16 +129,16 @@ class Tally:
             self._seconds[route] = self._metrics.request_seconds.labels(route)
         self._requests[route, status].inc()
         self._seconds[route].observe(answered.seconds)
-        if answered.ranked is not None:
-            self._count_ranked(answered.ranked)
+        if answered.served is not None:
+            self._count_served(answered.served)
 
-    def _count_ranked(self, ranked: Ranked) -> None:
+    def _count_served(self, served: Served) -> None:
         metrics = self._metrics
-        for stage, seconds in ranked.laps.items():
+        for stage, seconds in served.laps.items():
             metrics.stages[stage].observe(seconds)
-        if ranked.brought:
-            metrics.candidates.observe(ranked.candidates)
-        if ranked.cold:
-            metrics.cold_candidates.labels(ranked.model).inc(ranked.cold)
-        for code in ranked.warnings:
+        if served.brought:
+            metrics.candidates.observe(served.candidates)
+        if served.cold:
+            metrics.cold_candidates.labels(served.model).inc(served.cold)
+        for code in served.warnings:
             metrics.warnings.labels(code).inc()

@@ -145,12 +145,12 @@ class Endpoint:
         if len(body) * PARSE_US_PER_BYTE > inline_us:
             long = self._operation.parse_long
             return await self._apart(
-                lambda: self._ranked(self._read(long, body, deadline, clock, request_id), clock)
+                lambda: self._reply(self._read(long, body, deadline, clock, request_id), clock)
             )
         asked = self._read(self._operation.parse, body, deadline, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
-            return self._ranked(asked, clock)
-        return await self._apart(lambda: self._ranked(asked, clock))
+            return self._reply(asked, clock)
+        return await self._apart(lambda: self._reply(asked, clock))
 
     async def _apart(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
@@ -173,7 +173,7 @@ class Endpoint:
         clock.lap("parse")
         return Asked(own, request, ranking, deadline)
 
-    def _ranked(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
+    def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
         clock.lap("queue")  # it may have waited for a thread
         _check_deadline(asked.deadline)
         ranking = asked.ranking
@@ -198,9 +198,9 @@ class Endpoint:
     def _record(
         self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str
     ) -> None:
-        seconds, ranked = perf_counter() - clock.started, None
+        seconds, served = perf_counter() - clock.started, None
         if clock.prepared is not None and clock.ranking is not None:
-            ranked = tally.Ranked(
+            served = tally.Served(
                 model=clock.ranking.name,
                 version=clock.ranking.version,
                 candidates=len(clock.prepared.ids),
@@ -211,7 +211,7 @@ class Endpoint:
             )
         method, route = scope["method"], self._operation.path
         self._parts.tally.add(
-            tally.Answered(time(), request_id, method, route, status, code, seconds, ranked)
+            tally.Answered(time(), request_id, method, route, status, code, seconds, served)
         )
 
 

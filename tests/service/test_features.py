@@ -29,13 +29,11 @@ def tensors_of(plan: FeaturePlan) -> Tensors:
     return {name: np.tile(row, (ROWS, 1)) for name, row in plan.defaults.items()}
 
 
-def one_by_one(plan: FeaturePlan, name: str, values: list[Any]) -> Tensors:
+def one_by_one(plan: FeaturePlan, tensors: Tensors, name: str, values: list[Any]) -> None:
     """Each value by the encoder; null leaves what is there."""
-    tensors = tensors_of(plan)
     for place, value in enumerate(values):
         if value is not None:
             plan.overlay(tensors, name, [value], [place])
-    return tensors
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here")
@@ -48,26 +46,35 @@ def test_loops_lay_what_encoders_would(
     plan: FeaturePlan, ids: list[Any], prices: list[Any]
 ) -> None:
     """The same bits, whatever comes, and nulls in between."""
-    for name, values in (("item_id", ids), ("price", prices)):
-        laid = tensors_of(plan)
+    brought = {"price": prices, "item_id": ids}
+    expected = tensors_of(plan)
+    for name, values in brought.items():
+        one_by_one(plan, expected, name, values)
+    found = tensors_of(plan)
 
-        assert plan.lay(laid, name, values)
+    assert plan.lay(found, brought) == []
 
-        expected = one_by_one(plan, name, values)
-        assert all(laid[tensor].tobytes() == expected[tensor].tobytes() for tensor in laid)
+    assert all(found[tensor].tobytes() == expected[tensor].tobytes() for tensor in found)
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [("price", ["9"]), ("price", [True]), ("price", [1e39]), ("item_id", [7]), ("genres", ["a|b"])],
 )
-def test_what_loops_cannot_tell_they_leave_alone(
+def test_what_loops_cannot_tell_is_left_to_the_encoder(
     plan: FeaturePlan, name: str, values: list[Any]
 ) -> None:
-    """A wrong value among right ones changes nothing: the encoder is asked, and says where."""
-    before = tensors_of(plan)
-    after = tensors_of(plan)
+    """A wrong value among right ones: the encoder is asked, and says where."""
+    found = tensors_of(plan)
+    brought = {"item_id": ["i1"] * ROWS, "price": [1.0] * ROWS, name: values * ROWS}
 
-    assert not plan.lay(after, name, values * ROWS)
+    assert plan.lay(found, brought) == [name]
 
-    assert all(np.array_equal(before[tensor], after[tensor]) for tensor in before)
+
+def test_what_is_left_is_named_in_the_order_in_which_it_came(plan: FeaturePlan) -> None:
+    """The first fault of a request is always the same."""
+    brought = {"genres": ["a"] * ROWS, "price": ["x"] * ROWS, "item_id": [7] * ROWS}
+    backwards = dict(reversed(brought.items()))
+
+    assert plan.lay(tensors_of(plan), brought) == ["genres", "price", "item_id"]
+    assert plan.lay(tensors_of(plan), backwards) == ["item_id", "price", "genres"]

@@ -193,31 +193,51 @@ def test_loops_and_python_agree_on_the_longest(values: list[Any]) -> None:
     assert kernels.longest(values) == kernels.longest(tuple(values))
 
 
-def token_rows(tokens: list[Any], vocabulary: list[str], missing: int) -> Array | None:
-    """Rows from 2 on."""
+LAID = 7  # what stands where nothing is laid
+
+
+def laid(columns: list[list[Any]], vocabulary: list[str]) -> tuple[list[list[int]], list[int]]:
+    """Rows from 2 on, by column, every second column of the tensor; and the columns left."""
     known = PackedIds.of(vocabulary)
-    index = Index.of(known)
-    return kernels.token_rows(tokens, known.text, known.ends, *index, start=2, missing=missing)
+    rows = np.full((len(columns[0]), 2 * len(columns)), LAID, np.int32)
+    given = [
+        kernels.TokenColumn(each, known.text, known.ends, *Index.of(known), 2, 2 * place)
+        for place, each in enumerate(columns)
+    ]
+    left = kernels.lay_tokens(given, rows)
+    assert (rows[:, 1::2] == LAID).all()
+    return rows[:, ::2].T.tolist(), left
 
 
 @loops
-@given(st.lists(anything | any_text, max_size=80), st.lists(st.text(max_size=3), unique=True))
+@given(
+    st.lists(anything | any_text, max_size=80),
+    st.lists(any_text, max_size=80),
+    st.lists(st.text(max_size=3), unique=True),
+)
 def test_rows_of_any_tokens_are_those_of_the_dictionary(
-    values: list[Any], vocabulary: list[str]
+    values: list[Any], texts: list[str], vocabulary: list[str]
 ) -> None:
-    """Or none at all, if one is neither text nor None."""
-    plain = all(value is None or type(value) is str for value in values)
-
-    rows = token_rows([*values, *(vocabulary if plain else ())], vocabulary, -1)
-
+    """Of every column that holds nothing but texts and None; the others are named."""
     row_of = {token: row for row, token in enumerate(vocabulary, start=2)}
-    asked = [*values, *vocabulary]
-    expected = [-1 if value is None else row_of.get(value, 0) for value in asked if plain]
-    assert rows is None if not plain else (rows is not None and rows.tolist() == expected)
+    length = max(len(values), len(texts)) + len(vocabulary)
+    columns = [
+        each + [None] * (length - len(each) - len(vocabulary)) + vocabulary
+        for each in (values, texts)
+    ]
+
+    rows, left = laid(columns, vocabulary)
+
+    plain = all(value is None or type(value) is str for value in values)
+    assert left == ([] if plain else [0])
+    for place in range(2):
+        if place not in left:
+            expected = [LAID if v is None else row_of.get(v, 0) for v in columns[place]]
+            assert rows[place] == expected
 
 
 def number_of(value: Any) -> float | None:
-    """As Python has it; None if it is no number within float32."""
+    """As Python has it, None as 7; None if it is no number within float32."""
     if value is None:
         return 7.0
     if type(value) not in {int, float} or not abs(value) <= float(np.finfo(np.float32).max):
@@ -231,52 +251,78 @@ def test_any_numbers_are_those_of_python(values: list[Any]) -> None:
     """Or none at all, if one is no number within float32."""
     expected = [number_of(value) for value in values]
 
-    found = kernels.numbers(values, 7.0)
+    found = kernels.numbers([[1.5] * len(values), values])
 
-    assert (None if found is None else found.tolist()) == (None if None in expected else expected)
+    if None in expected:
+        assert found is None
+    else:
+        assert found is not None
+        assert np.where(np.isnan(found), 7.0, found).tolist() == [[1.5] * len(values), expected]
 
 
 @loops
 def test_rows_of_tokens_are_those_of_the_encoder() -> None:
-    """Compiled or not, whatever they are; what the loop does not know it leaves alone."""
+    """Whatever they are; a column that the loop does not know is named, the others are laid."""
     tokens = ["b", None, "a", "none of them", "", "\ud800"]
 
-    rows = token_rows(tokens, ["a", "b"], 7)
+    (first, _, last), left = laid([tokens, [*tokens[:5], 7], tokens], ["a", "b"])
 
-    assert rows is not None
-    assert rows.tolist() == [3, 7, 2, 0, 0, 0]
-    assert token_rows([], ["a"], 7) is not None
-    assert token_rows(["a", 7], ["a"], 7) is None
-    assert token_rows(["a"], [], 7) == [0]
+    assert left == [1]
+    assert first == last == [3, 7, 2, 0, 0, 0]
+    assert laid([[]], ["a"]) == ([[]], [])
+    assert laid([["a"]], []) == ([[0]], [])
+    with by(compiled=False):
+        assert laid([["a"], ["b"]], ["a"]) == ([[LAID], [LAID]], [0, 1])
 
 
 @loops
 def test_numbers_are_told_as_they_are() -> None:
-    """Whole or not, up to what float32 holds; what the loop does not know it leaves alone."""
+    """Whole or not, up to what float32 holds; with one that is not the loop tells none."""
     largest = float(np.finfo(np.float32).max)
-    values = [1, -1.0, None, 0.1, -1, largest, -(2**60)]
+    values = [1, -1.0, 0.1, -1, largest, -(2**60)]
 
-    found = kernels.numbers(values, 7.0)
+    found = kernels.numbers([values, tuple(reversed(values))])
 
+    expected = [1.0, -1.0, 0.1, -1.0, largest, -(2.0**60)]
     assert found is not None
-    assert found.tolist() == [1.0, -1.0, 7.0, 0.1, -1.0, largest, -(2.0**60)]
+    assert found.tolist() == [expected, expected[::-1]]
+    assert np.isnan(kernels.numbers([[None, 1], [2, None]])).tolist() == [
+        [True, False],
+        [False, True],
+    ]
     for strange in (True, "1", float("nan"), float("inf"), 1e39, 10**400, -(10**400), [1]):
-        assert kernels.numbers([1.0, strange], 0.0) is None
+        assert kernels.numbers([[1.0, 1.0], [1.0, strange]]) is None
     with by(compiled=False):
-        assert kernels.numbers(values, 7.0) is None
-    with pytest.raises(ValueError, match="a place for each value"):
-        kernels._kernels.numbers([1.0], 0.0, np.empty(2))
+        assert kernels.numbers([values]) is None
 
 
 @loops
-def test_rows_of_tokens_are_as_many_as_tokens() -> None:
+def test_loops_lay_no_more_than_there_is_room_for() -> None:
     """No memory is written that is not there."""
     index = (b"abc", ENDS, KEY, SLOTS)
+    lay, numbers = kernels._kernels.lay_tokens, kernels._kernels.numbers
     for count in (0, 2):
-        with pytest.raises(ValueError, match="a row for each token"):
-            kernels._kernels.token_rows(["a"], *index, 2, 0, np.empty(count, np.int32))
-    with pytest.raises(TypeError, match="a list or a tuple"):
-        kernels._kernels.token_rows("a", *index, 2, 0, np.empty(1, np.int32))
+        with pytest.raises(TypeError, match="a list or a tuple of"):
+            lay(((["a"], *index, 2, 0),), 1, np.empty(count, np.int32))
+    for column in (-1, 1):
+        with pytest.raises(ValueError, match="expected a column from 0 to 0"):
+            lay(((["a"], *index, 2, column),), 1, np.empty(1, np.int32))
+    with pytest.raises(ValueError, match="expected rows of 2 columns"):
+        lay((), 2, np.empty(1, np.int32))
+    with pytest.raises(TypeError, match="a list or a tuple of 1"):
+        lay((("a", *index, 2, 0),), 1, np.empty(1, np.int32))
+    with pytest.raises(ValueError, match="a place for each value"):
+        numbers(([1.0], [1.0]), np.empty(3))
+    for wrong in ([1.0], "ab"):
+        with pytest.raises(TypeError, match="a list or a tuple of 2"):
+            numbers((wrong,), np.empty(2))
+    for wrong in (
+        np.empty((2, 2), np.float32),
+        np.empty(2, np.int32),
+        np.empty((2, 4), np.int32)[:, ::2],
+    ):
+        with pytest.raises(TypeError, match="in C order"):
+            kernels.lay_tokens([], wrong)
 
 
 def test_what_is_mapped_from_disk_can_be_looked_up() -> None:

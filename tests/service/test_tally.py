@@ -12,11 +12,11 @@ import pytest
 
 from service.log import lines_of_requests
 from service.metrics import Metrics
-from service.tally import MOST, Answered, Ranked, Tally
+from service.tally import MOST, Answered, Served, Tally
 
 pytestmark = pytest.mark.anyio
 
-RANKED = Ranked(
+SERVED = Served(
     model="ctr",
     version="3",
     candidates=200,
@@ -27,9 +27,9 @@ RANKED = Ranked(
 )
 
 
-def answered(number: int = 0, ranked: Ranked | None = None, code: str | None = None) -> Answered:
+def answered(number: int = 0, served: Served | None = None, code: str | None = None) -> Answered:
     """A request, told from others by its number."""
-    return Answered(1e9 + number, f"id-{number}", "POST", "/rank", 200, code, 0.003, ranked)
+    return Answered(1e9 + number, f"id-{number}", "POST", "/rank", 200, code, 0.003, served)
 
 
 async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
@@ -83,7 +83,7 @@ async def test_a_ranking_is_counted_in_full() -> None:
     metrics = Metrics()
     tally = Tally(metrics, None)
 
-    tally.add(answered(ranked=RANKED))
+    tally.add(answered(served=SERVED))
     tally.settle()
 
     lines = text(metrics)
@@ -102,7 +102,7 @@ def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[
     """As JSON, a line a request with its own time; as text, for people."""
     write = lines_of_requests("info", style)
 
-    write([answered(1, RANKED).line(), answered(2, code="overloaded").line()])
+    write([answered(1, SERVED).line(), answered(2, code="overloaded").line()])
     lines = capfdbinary.readouterr().out.splitlines()
 
     assert len(lines) == 2
@@ -134,7 +134,7 @@ def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[
 def test_workers_do_not_cut_each_others_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written to a pipe at once is whole lines, no more than it takes whole."""
     receiver, sender = os.pipe2(os.O_DIRECT)  # it keeps writes apart
-    expected = [answered(number, RANKED).line() for number in range(MOST)]
+    expected = [answered(number, SERVED).line() for number in range(MOST)]
     with os.fdopen(receiver, "rb", buffering=0) as pipe:
         with os.fdopen(sender, "w") as stdout, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stdout)
