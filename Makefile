@@ -24,7 +24,8 @@ SERVE_PY := $(SERVE_VENV)/bin/python
 RUN := $(VENV)/.run-stamp
 DEV := $(VENV)/.dev-stamp
 SERVE := $(SERVE_VENV)/.serve-stamp
-PINS := pyproject.toml setup.py constraints/dev.txt service/_kernels.c
+LOOPS := setup.py service/_kernels.c service/_ids.h service/_reading.h
+PINS := pyproject.toml constraints/dev.txt $(LOOPS)
 BUILD := build
 
 .PHONY: help
@@ -150,7 +151,7 @@ $(DEV): $(PINS) | $(VENV)/.made
 	$(PIP) install -q -c constraints/dev.txt -e '.[serve,compress,loadtest,ray,dev]'
 	@touch $(RUN) $@
 
-$(SERVE): pyproject.toml setup.py constraints/serve.txt constraints/dev.txt service/_kernels.c | $(SERVE_VENV)/.made
+$(SERVE): pyproject.toml constraints/serve.txt constraints/dev.txt $(LOOPS) | $(SERVE_VENV)/.made
 	$(QUIETLY) $(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/serve.txt -e '.[serve]'
 	$(SERVE_PY) -m pip --disable-pip-version-check install -q -c constraints/dev.txt pytest
 	@touch $@

@@ -4,7 +4,11 @@ from setuptools import Extension, setup
 
 # Optional: without a C compiler the install goes through, and numpy does what the loops would.
 LOOPS = Extension(
-    "service._kernels", ["service/_kernels.c"], extra_compile_args=["-O3"], optional=True
+    "service._kernels",
+    ["service/_kernels.c"],
+    depends=["service/_ids.h", "service/_reading.h"],
+    extra_compile_args=["-O3"],
+    optional=True,
 )
 
 setup(ext_modules=[LOOPS])

@@ -34,8 +34,8 @@ from service import log
 from service.app import Service, create_app
 from service.candidates import Limits
 from service.click_ranking import ClickRanking
-from service.ranking import Ranking
-from service.schemas import parse_rank
+from service.ranking import Prepared, Ranking
+from service.schemas import parse_rank_raw
 from service.session_ranking import SessionRanking
 from service.settings import Settings
 
@@ -106,8 +106,8 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
 
     They are given what the part before made, made once.
     """
-    requests = [parse_rank(body) for body in raw]
-    prepared = [ranking.prepare(request, limits) for request in requests]
+    requests = [parse_rank_raw(body) for body in raw]
+    prepared = [prepared_of(ranking, body, limits) for body in raw]
     scores = [ranking.score(each) for each in prepared]
     ranked = [ranking.rank(each) for each in prepared]
     answers = [
@@ -121,8 +121,8 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
         return [ids[place] for place in best.tolist()], scores[n][best]
 
     return {
-        "parse": lambda n: parse_rank(raw[n]),
-        "look-up and features": lambda n: ranking.prepare(requests[n], limits),
+        "parse": lambda n: parse_rank_raw(raw[n]),
+        "look-up and features": lambda n: ranking.prepare_as_it_came(requests[n], limits),
         "score": lambda n: ranking.score(prepared[n]),
         "top-k": order,
         "answer": lambda n: ranking.answer(requests[n], prepared[n], ranked[n]),
@@ -130,9 +130,17 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
     }
 
 
+def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
+    """What a body is ranked by."""
+    prepared = ranking.prepare_as_it_came(parse_rank_raw(body), limits)
+    if prepared is None:
+        raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
+    return prepared
+
+
 def floors_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Timed]:
     """What the dear parts cannot go below: a look-up of ids, a run of the graph."""
-    prepared: list[Any] = [ranking.prepare(parse_rank(body), limits) for body in raw]
+    prepared: list[Any] = [prepared_of(ranking, body, limits) for body in raw]
     floors: dict[str, Timed] = {"parse": lambda n: null_server.DECODER.decode(raw[n])}
     match ranking:
         case ClickRanking():

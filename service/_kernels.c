@@ -12,19 +12,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_ids.h"
+#include "_reading.h"
+
 #if defined(__GNUC__) && defined(__x86_64__)
 #include <immintrin.h>
 #define HAS_SHUFFLE 1
 #endif
 
-#if defined(__GNUC__)
-#define PREFETCH(address) __builtin_prefetch(address)
-#else
-#define PREFETCH(address) ((void)(address))
-#endif
-
 #define VERSION 10 /* of what the functions take, as in kernels.py: an old build must not be called */
-#define AHEAD 32 /* places asked for before they are read: a miss takes as long as 32 hits */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 
@@ -263,184 +259,7 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
     }
 }
 
-/* ---- ids, one after the other in UTF-8, found by a hash table of their rows ---- */
-
-#define FREE UINT32_MAX
-#define NO_ROW (-1)
-#define UNKNOWN_TOKEN 0 /* the row of all that a vocabulary does not hold */
-
-/* A slot is free, or holds a row in its low bits and above it what of its id's hash there is room
- * for: so few ids are looked at in vain. All is checked as it is read: slots may come from a file. */
-typedef struct {
-    const char *text;
-    Py_ssize_t bytes;
-    const uint32_t *ends; /* [items + 1]: id i lies from ends[i] to ends[i + 1] */
-    Py_ssize_t items;
-    uint32_t *slots;
-    uint64_t places; /* slots, more than there are items */
-    int bits;        /* of a row in a slot */
-    uint64_t key[2];
-} Ids;
-
-/* A text, and the slot that it may stand at: on its way into the cache. */
-typedef struct {
-    const char *text; /* NULL: none in UTF-8 */
-    Py_ssize_t length;
-    uint64_t slot;
-    uint64_t left; /* slots to look at, should none be free */
-    uint32_t tag;  /* of its hash, where a slot has it */
-} Sought;
-
-#define ROTATED(x, by) ((x) << (by) | (x) >> (64 - (by)))
-
-static inline void sip_round(uint64_t v[4])
-{
-    v[0] += v[1], v[2] += v[3];
-    v[1] = ROTATED(v[1], 13) ^ v[0], v[3] = ROTATED(v[3], 16) ^ v[2];
-    v[0] = ROTATED(v[0], 32);
-    v[2] += v[1], v[0] += v[3];
-    v[1] = ROTATED(v[1], 17) ^ v[2], v[3] = ROTATED(v[3], 21) ^ v[0];
-    v[2] = ROTATED(v[2], 32);
-}
-
-static inline uint64_t little_endian(const char *text, Py_ssize_t length)
-{
-    uint64_t word = 0;
-    for (Py_ssize_t i = 0; i < length; i++)
-        word |= (uint64_t)(unsigned char)text[i] << 8 * i;
-    return word;
-}
-
-/* SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012), as Python's own hash of texts: under a key
- * that nobody else knows, nobody can choose ids that all meet in one slot. */
-static uint64_t sip_hash(const uint64_t key[2], const char *text, Py_ssize_t length)
-{
-    uint64_t v[4] = {key[0] ^ 0x736f6d6570736575u, key[1] ^ 0x646f72616e646f6du,
-                     key[0] ^ 0x6c7967656e657261u, key[1] ^ 0x7465646279746573u};
-    uint64_t last = (uint64_t)length << 56;
-    for (; length >= 8; text += 8, length -= 8) {
-        uint64_t word = little_endian(text, 8);
-        v[3] ^= word;
-        sip_round(v);
-        v[0] ^= word;
-    }
-    last |= little_endian(text, length);
-    v[3] ^= last;
-    sip_round(v);
-    v[0] ^= last;
-    v[2] ^= 0xff;
-    for (int i = 0; i < 3; i++)
-        sip_round(v);
-    return v[0] ^ v[1] ^ v[2] ^ v[3];
-}
-
-static Sought seek(const Ids *ids, const char *text, Py_ssize_t length)
-{
-    uint64_t hash = sip_hash(ids->key, text, length);
-    uint64_t slot = (hash >> 32) * ids->places >> 32; /* the upper half, scaled to the slots */
-    PREFETCH(ids->slots + slot);
-    return (Sought){text, length, slot, ids->places, (uint32_t)hash << ids->bits};
-}
-
-static int64_t row_in(const Ids *ids, uint64_t slot)
-{
-    return ids->slots[slot] & (((uint32_t)1 << ids->bits) - 1);
-}
-
-static void pass_by(const Ids *ids, Sought *sought)
-{
-    sought->left--;
-    if (++sought->slot == ids->places)
-        sought->slot = 0;
-}
-
-/* Go to the first slot, from this one on, that is free or may hold a text's row; whether it may. */
-static int may_hold(const Ids *ids, Sought *sought)
-{
-    for (; sought->left; pass_by(ids, sought)) {
-        uint32_t held = ids->slots[sought->slot];
-        if (held == FREE)
-            return 0;
-        if ((held ^ sought->tag) >> ids->bits == 0 && row_in(ids, sought->slot) < ids->items)
-            return 1;
-    }
-    return 0;
-}
-
-/* Whether an id lies within the text. */
-static int lies_within(const Ids *ids, int64_t row)
-{
-    return ids->ends[row] <= ids->ends[row + 1] && ids->ends[row + 1] <= ids->bytes;
-}
-
-static int is_of(const Ids *ids, int64_t row, const Sought *sought)
-{
-    return lies_within(ids, row) && ids->ends[row + 1] - ids->ends[row] == sought->length &&
-           !memcmp(ids->text + ids->ends[row], sought->text, (size_t)sought->length);
-}
-
-/* The row of a text; NO_ROW and the free slot where it would stand if it is not there. */
-static int64_t row_of(const Ids *ids, Sought *sought)
-{
-    for (; may_hold(ids, sought); pass_by(ids, sought)) {
-        int64_t row = row_in(ids, sought->slot);
-        if (is_of(ids, row, sought))
-            return row;
-    }
-    return NO_ROW;
-}
-
-/* Fill free slots; the first row that lies outside of the text, or whose id an earlier one has, or
- * NO_ROW. */
-static int64_t index_ids(const Ids *ids)
-{
-    Sought ahead[AHEAD];
-    for (int64_t first = 0; first < ids->items; first += AHEAD) {
-        int64_t some = ids->items - first < AHEAD ? ids->items - first : AHEAD;
-        for (int64_t i = 0; i < some; i++) {
-            if (!lies_within(ids, first + i))
-                return first + i;
-            uint32_t start = ids->ends[first + i];
-            ahead[i] = seek(ids, ids->text + start, ids->ends[first + i + 1] - start);
-        }
-        for (int64_t i = 0; i < some; i++) {
-            if (row_of(ids, &ahead[i]) != NO_ROW)
-                return first + i;
-            ids->slots[ahead[i].slot] = ahead[i].tag | (uint32_t)(first + i);
-        }
-    }
-    return NO_ROW;
-}
-
-/* Whether a Python object is a text; half a surrogate pair makes one that UTF-8 does not have. */
-static int seek_text(const Ids *ids, PyObject *wanted, Sought *sought)
-{
-    Py_ssize_t length;
-    if (!PyUnicode_Check(wanted)) {
-        PyErr_Format(PyExc_TypeError, "expected texts, got %R", wanted);
-        return 0;
-    }
-    const char *text = PyUnicode_AsUTF8AndSize(wanted, &length);
-    *sought = text ? seek(ids, text, length) : (Sought){0};
-    if (!text && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
-        PyErr_Clear();
-    return !PyErr_Occurred();
-}
-
-/* Rows of up to AHEAD texts. Each pass asks for what the next one reads: slots, where the ids lie,
- * their text. */
-static void find_sought(const Ids *ids, Sought *ahead, Py_ssize_t some, int64_t *rows)
-{
-    int held[AHEAD];
-    for (Py_ssize_t i = 0; i < some; i++)
-        if ((held[i] = ahead[i].text && may_hold(ids, &ahead[i])))
-            PREFETCH(ids->ends + row_in(ids, ahead[i].slot));
-    for (Py_ssize_t i = 0; i < some; i++)
-        if (held[i] && lies_within(ids, row_in(ids, ahead[i].slot)))
-            PREFETCH(ids->text + ids->ends[row_in(ids, ahead[i].slot)]);
-    for (Py_ssize_t i = 0; i < some; i++)
-        rows[i] = held[i] ? row_of(ids, &ahead[i]) : NO_ROW;
-}
+/* ---- ids and tokens that Python holds ---- */
 
 /* Rows of the texts of a tuple; stops at an error. */
 static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
@@ -452,7 +271,7 @@ static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
         for (Py_ssize_t i = 0; i < some; i++)
             if (!seek_text(ids, PyTuple_GET_ITEM(wanted, first + i), &ahead[i]))
                 return;
-        find_sought(ids, ahead, some, rows + first);
+        find_sought(ahead, some, rows + first);
     }
 }
 
@@ -491,7 +310,7 @@ static Py_ssize_t lay_tokens(const Ids *ids, PyObject *tokens, int32_t start, in
             if (!seek_text(ids, token[i], &ahead[i]))
                 return -1;
         }
-        find_sought(ids, ahead, some, found);
+        find_sought(ahead, some, found);
         for (Py_ssize_t i = 0; i < some; i++, rows += width)
             if (token[i] != Py_None)
                 *rows = found[i] == NO_ROW ? UNKNOWN_TOKEN : start + (int32_t)found[i];
@@ -575,24 +394,6 @@ static int are_rows(const Py_buffer *rows, Py_ssize_t items)
     return 1;
 }
 
-/* Whether there are more slots than ids, and numbers that they can hold. */
-static int make_ids(Ids *ids, const Py_buffer *text, const Py_buffer *ends, const Py_buffer *key,
-                    const Py_buffer *slots)
-{
-    Py_ssize_t items = ends->len / (Py_ssize_t)sizeof(uint32_t) - 1;
-    Py_ssize_t places = slots->len / (Py_ssize_t)sizeof(uint32_t);
-    if (items < 0 || items > INT32_MAX || places <= items || places > UINT32_MAX || key->len != 16) {
-        PyErr_Format(PyExc_ValueError, "expected over %zd slots and a key of 16 bytes, got %zd, %zd",
-                     items, places, key->len);
-        return 0;
-    }
-    *ids = (Ids){text->buf, text->len, ends->buf, items, slots->buf, (uint64_t)places, 0, {0, 0}};
-    memcpy(ids->key, key->buf, sizeof ids->key);
-    while (items >> ids->bits) /* one value more than there are rows: FREE is none of theirs */
-        ids->bits++;
-    return 1;
-}
-
 static PyObject *py_index_ids(PyObject *self, PyObject *args)
 {
     Py_buffer text, ends, key, slots;
@@ -653,7 +454,7 @@ static int lay_column(PyObject *column, int32_t *rows, Py_ssize_t count, Py_ssiz
     Py_buffer text, ends, key, slots;
     int start;
     Py_ssize_t at;
-    if (!PyArg_ParseTuple(column, "Oy*y*y*y*in", &tokens, &text, &ends, &key, &slots, &start, &at))
+    if (!PyArg_ParseTuple(column, "O(y*y*y*y*in)", &tokens, &text, &ends, &key, &slots, &start, &at))
         return -1;
     Ids ids;
     Py_ssize_t known = -1;
@@ -707,6 +508,133 @@ static PyObject *py_numbers(PyObject *self, PyObject *args)
     }
     PyBuffer_Release(&found);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(all);
+}
+
+/* What lends a feature's memory to a reader. */
+typedef struct {
+    Py_buffer text, ends, key, slots;
+} Lent;
+
+static void give_back(Lent *lent)
+{
+    PyBuffer_Release(&lent->text);
+    PyBuffer_Release(&lent->ends);
+    PyBuffer_Release(&lent->key);
+    PyBuffer_Release(&lent->slots);
+}
+
+/* A feature from (text, ends, key, slots, start, column) of tokens, (column,) of numbers, or (); an
+ * error is set if it is none. */
+static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, Lent *lent)
+{
+    if (!PyTuple_Check(spec)) {
+        PyErr_SetString(PyExc_TypeError, "expected a tuple for each feature");
+        return 0;
+    }
+    if (PyTuple_GET_SIZE(spec) == 0)
+        return 1;
+    Py_ssize_t places = reader->columns;
+    if (PyTuple_GET_SIZE(spec) == 1) {
+        feature->kind = NUMBER;
+        if (!PyArg_ParseTuple(spec, "n", &feature->place))
+            return 0;
+    } else {
+        if (!PyArg_ParseTuple(spec, "y*y*y*y*in", &lent->text, &lent->ends, &lent->key,
+                              &lent->slots, &feature->start, &feature->place))
+            return 0;
+        feature->kind = TOKEN;
+        places = reader->width;
+        if (!make_ids(&feature->known, &lent->text, &lent->ends, &lent->key, &lent->slots))
+            return 0;
+    }
+    if (feature->place >= 0 && feature->place < places)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "expected a place from 0 to %zd, got %zd", places - 1,
+                 feature->place);
+    return 0;
+}
+
+/* Whether there is a name for each feature, and tensors have room for all candidates; an error is
+ * set if not. */
+static int make_features(Reader *reader, const Ids *names, const Py_buffer *rows,
+                         const Py_buffer *numbers, PyObject *places, Lent *lent)
+{
+    Py_ssize_t row = reader->width * (Py_ssize_t)sizeof(int32_t);
+    Py_ssize_t numbers_row = reader->columns * (Py_ssize_t)sizeof(double);
+    reader->rows = rows->buf;
+    reader->numbers = numbers->buf;
+    if (names->items != reader->count || reader->candidates < 0 || row < 0 || numbers_row < 0 ||
+        rows->len != reader->candidates * row || numbers->len != reader->candidates * numbers_row) {
+        PyErr_SetString(PyExc_ValueError,
+                        "expected a name for each feature, and room for each candidate");
+        return 0;
+    }
+    for (Py_ssize_t j = 0; j < reader->count; j++)
+        if (!make_feature(reader, PyTuple_GET_ITEM(places, j), &reader->features[j], &lent[j]))
+            return 0;
+    return 1;
+}
+
+/* Read what candidates from ``first`` on bring, an object each, or what all do by one object if it
+ * is -1; 1 if all could be told, 0 if not, -1 if an error is set. */
+static int read_raws(Reader *reader, const Ids *names, Py_ssize_t first, PyObject *raws)
+{
+    Py_ssize_t many = PyTuple_GET_SIZE(raws), taken = 0;
+    if (first < 0 ? many != 1 : many > reader->candidates - first) {
+        PyErr_SetString(PyExc_ValueError, "expected one object a candidate, or one of columns");
+        return -1;
+    }
+    Py_buffer *json = PyMem_Calloc((size_t)many + 1, sizeof *json);
+    int told = json ? 1 : -1;
+    if (!json)
+        PyErr_NoMemory();
+    for (; told == 1 && taken < many; taken++) {
+        Py_buffer *lent = &json[taken];
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(raws, taken), lent, PyBUF_SIMPLE) < 0) {
+            told = -1;
+        } else {
+            Text text = {lent->buf, (const char *)lent->buf + lent->len};
+            told = read_object(reader, names, first < 0 ? first : first + taken, text);
+        }
+    }
+    if (told == 1)
+        look_up_waiting(reader); /* of tokens that still lie in what was lent */
+    while (taken--)
+        PyBuffer_Release(&json[taken]);
+    PyMem_Free(json);
+    return told;
+}
+
+static PyObject *py_read_features(PyObject *self, PyObject *args)
+{
+    PyObject *raws, *places;
+    Py_ssize_t first;
+    Reader reader = {0};
+    Ids names;
+    Lent by_name;
+    Py_buffer rows, numbers;
+    if (!PyArg_ParseTuple(args, "O!n((y*y*y*y*)O!)nnw*nw*", &PyTuple_Type, &raws, &first,
+                          &by_name.text, &by_name.ends, &by_name.key, &by_name.slots,
+                          &PyTuple_Type, &places, &reader.candidates, &reader.width, &rows,
+                          &reader.columns, &numbers))
+        return NULL;
+    int told = -1;
+    Py_ssize_t count = reader.count = PyTuple_GET_SIZE(places);
+    Lent *lent = PyMem_Calloc((size_t)count + 1, sizeof *lent);
+    reader.features = PyMem_Calloc((size_t)count + 1, sizeof *reader.features);
+    if (!lent || !reader.features)
+        PyErr_NoMemory();
+    else if (make_ids(&names, &by_name.text, &by_name.ends, &by_name.key, &by_name.slots) &&
+             make_features(&reader, &names, &rows, &numbers, places, lent))
+        told = read_raws(&reader, &names, first, raws);
+    for (Py_ssize_t j = 0; lent && j < count; j++)
+        give_back(&lent[j]);
+    PyMem_Free(lent);
+    PyMem_Free(reader.features);
+    give_back(&by_name);
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&numbers);
+    return told < 0 ? NULL : PyBool_FromLong(told);
 }
 
 static PyObject *py_add_repeats(PyObject *self, PyObject *args)
@@ -809,8 +737,10 @@ static PyMethodDef methods[] = {
     {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, key, slots, rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
     {"lay_tokens", py_lay_tokens, METH_VARARGS,
-     "lay_tokens(((tokens, text, ends, key, slots, start, column), ...), width, rows)"},
+     "lay_tokens(((tokens, (text, ends, key, slots, start, column)), ...), width, rows)"},
     {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
+    {"read_features", py_read_features, METH_VARARGS,
+     "read_features(raws, first, (names, places), candidates, width, rows, columns, numbers)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
+from msgspec import Raw
+
 from model_store.encoding import token
 from service import kernels
 from service.errors import (
@@ -15,7 +17,16 @@ from service.errors import (
     UnknownItem,
     escape,
 )
-from service.schemas import CandidateColumns, CandidateRow, Features, Id, RankRequest
+from service.schemas import (
+    CandidateColumns,
+    CandidateRow,
+    Features,
+    Id,
+    RankRequest,
+    RawColumns,
+    RawRankRequest,
+    RawRow,
+)
 
 Columns = dict[str, Sequence[Any]]  # feature → a value (or None) for each candidate
 MAX_FAULTS: Final = 20
@@ -113,6 +124,35 @@ def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures
     pattern = "/candidates/{}"
     ids = texts(given, pattern, limits)  # type: ignore[arg-type]
     return Candidates(ids, {}, {}, pattern)
+
+
+class RawCandidates(NamedTuple):
+    """Candidates whose features are yet to be read.
+
+    Attributes:
+        brought: an object of features a candidate, or one of columns, as JSON.
+    """
+
+    ids: list[str]
+    brought: Sequence[Raw] | Raw
+
+
+def read_raw(request: RawRankRequest, limits: Limits) -> RawCandidates | None:
+    """The candidates of a request; None where anything is wrong, or shapes are mixed."""
+    given = request.candidates
+    if isinstance(given, RawColumns):
+        ids, brought = given.ids, given.features  # type: Sequence[Id], Sequence[Raw] | Raw
+    elif set(map(type, given)) == {RawRow}:
+        rows = cast("Sequence[RawRow]", given)
+        ids, brought = [row.id for row in rows], [row.features for row in rows]
+    else:
+        return None
+    if len(ids) > limits.candidates:
+        return None
+    try:
+        return RawCandidates(texts(ids, "", limits), brought)
+    except InvalidRequest:
+        return None
 
 
 def _columns(given: CandidateColumns, limits: Limits, features: ItemFeatures) -> Candidates:

@@ -20,6 +20,7 @@ from service.candidates import (
     Limits,
     read_candidates,
     read_excluded,
+    read_raw,
     read_session,
 )
 from service.errors import Fault, InvalidRequest, TooManyCandidates, Warned
@@ -36,7 +37,7 @@ from service.ranking import (
     sort_out,
     without_repeats,
 )
-from service.schemas import RankRequest, RecommendRequest
+from service.schemas import RankRequest, RawRankRequest, RecommendRequest
 from service.scorer import OrtScorer
 
 
@@ -106,6 +107,33 @@ class ClickRanking(Ranking):
             rows=rows,
         )
 
+    def prepare_raw(self, request: RawRankRequest, limits: Limits) -> ClickPrepared | None:
+        """`prepare` of features as they came; raises, or leaves it, as `Ranking.prepare_raw`."""
+        given = read_raw(request, limits)
+        if given is None or self._plan.raw is None or request.explain == "features":
+            return None
+        ids = given.ids
+        rows, unknown = self._look_up(ids)
+        odd = len(set(ids)) < len(ids) or (unknown and request.unknown_items in {"drop", "reject"})
+        if odd:
+            return None
+        feeds = self._stored(ids, rows, unknown)
+        if not self._plan.raw.lay(feeds, given.brought, len(ids)):
+            return None
+        warnings = self._unused(request, limits)
+        feeds |= self._plan.request(request.user or NO_FEATURES, request.context or NO_FEATURES)
+        return ClickPrepared(
+            ids=ids,
+            cold=frozenset(unknown),
+            excluded=[],
+            warnings=warnings + self._undeclared(request, {}),
+            top_k=request.top_k,
+            method=None,
+            feeds=feeds,
+            columns={},
+            rows=rows,
+        )
+
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> ClickPrepared:
         """Take the whole catalogue for candidates; raises as `Ranking.prepare_best`."""
         if self.table is None:
@@ -152,7 +180,16 @@ class ClickRanking(Ranking):
     def _candidate_side(
         self, candidates: Candidates, rows: NDArray[np.intp] | None, unknown: Sequence[int]
     ) -> Tensors:
-        plan, ids = self._plan, candidates.ids
+        feeds = self._stored(candidates.ids, rows, unknown)
+        for name in self._plan.lay(feeds, candidates.columns):
+            self._overlay(feeds, name, candidates.columns[name], candidates)
+        return feeds
+
+    def _stored(
+        self, ids: Sequence[str], rows: NDArray[np.intp] | None, unknown: Sequence[int]
+    ) -> Tensors:
+        """What the bundle knows of candidates."""
+        plan = self._plan
         if self.table is not None and rows is not None:
             feeds, unstored = self.table.gather(rows, plan.defaults), unknown
         else:
@@ -160,8 +197,6 @@ class ClickRanking(Ranking):
             unstored = range(len(ids))
         if plan.item_id is not None and unstored:
             plan.overlay(feeds, plan.item_id, [ids[i] for i in unstored], unstored)
-        for name in plan.lay(feeds, candidates.columns):
-            self._overlay(feeds, name, candidates.columns[name], candidates)
         return feeds
 
     def _overlay(

@@ -10,6 +10,7 @@ from heapq import nsmallest
 from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
+from msgspec import Raw
 from numpy.typing import NDArray
 
 from model_store.encoding import (
@@ -51,6 +52,9 @@ def refused(pointer: str, error: BadValue) -> InvalidRequest:
     return InvalidRequest(f"{error.feature}: {detail}", [Fault(pointer, detail)])
 
 
+Places = slice | NDArray[np.intp]
+
+
 class Group(NamedTuple):
     """The numbers of a tensor that one transform holds for.
 
@@ -61,8 +65,8 @@ class Group(NamedTuple):
     """
 
     transform: Transform
-    at: NDArray[np.intp]
-    places: NDArray[np.intp]
+    at: Places
+    places: Places
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
 
@@ -72,14 +76,20 @@ def grouped(specs: Sequence[FeatureSpec]) -> list[Group]:
     groups = []
     for transform in get_args(Transform):
         those = [
-            (place, spec.start, spec.encoding.mean, spec.encoding.scale)
+            (spec.start, place, spec.encoding.mean, spec.encoding.scale)
             for place, spec in enumerate(specs)
             if isinstance(spec.encoding, NumericEncoding) and spec.encoding.transform == transform
         ]
         if those:
-            places, at, mean, scale = map(np.array, zip(*those, strict=True))
-            groups.append(Group(transform, at, places, mean, scale))
+            at, places, mean, scale = map(np.array, zip(*those, strict=True))
+            groups.append(Group(transform, _run(at), _run(places), mean, scale))
     return groups
+
+
+def _run(places: NDArray[np.intp]) -> Places:
+    """Neighbours as a slice, which takes them without a copy."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if (np.diff(places) == 1).all() else places
 
 
 class RequestNumbers:
@@ -118,11 +128,12 @@ class ItemNumbers:
     """The numeric item features that a request brings, by column.
 
     Attributes:
-        specs: the features, by name.
+        specs: the features, by name, in the order of their columns.
     """
 
     def __init__(self, specs: Iterable[FeatureSpec]) -> None:
-        self.specs = {spec.name: spec for spec in specs}
+        self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.start)}
+        self.names = tuple(self.specs)
         # Nearly all requests bring the same ones.
         self._grouped = lru_cache(GROUPINGS)(self._grouped_of)
 
@@ -132,14 +143,14 @@ class ItemNumbers:
     def lay(
         self, tensor: NDArray[np.float32], names: Sequence[str], raw: NDArray[np.float64]
     ) -> None:
-        """Lay numbers (features, N) over a tensor (N, columns); NaN leaves what is there."""
-        missing = np.isnan(raw)
-        some_missing = bool(missing.any())
+        """Lay numbers (N, features) over a tensor (N, columns); NaN leaves what is there."""
+        brought = ~np.isnan(raw)
         for transform, at, places, mean, scale in self._grouped(tuple(names)):
-            laid = transformed(raw[places], transform, mean[:, None], scale[:, None]).T
-            if some_missing:
-                laid = np.where(missing[places].T, tensor[:, at], laid)
-            tensor[:, at] = laid
+            laid = transformed(raw[:, places], transform, mean, scale)
+            if isinstance(at, slice):
+                np.copyto(tensor[:, at], laid, where=brought[:, places])
+            else:
+                tensor[:, at] = np.where(brought[:, places], laid, tensor[:, at])
 
 
 class RequestRows:
@@ -196,6 +207,8 @@ class FeaturePlan:
             for name, encoder in self.item_encoders.items()
             if encoder.spec.kind != "multi" and (column := _token_column(encoder)) is not None
         }
+        # None where the encoders themselves are needed.
+        self.raw = self._raw_reader() if kernels.COMPILED else None
         self.defaults = self._candidate_defaults()
 
     def _request_tensors(self, kept: Sequence[Encoder]) -> dict[InputName, Any]:
@@ -207,6 +220,17 @@ class FeaturePlan:
         if "request_ids" in self.widths:
             tensors["request_ids"] = RequestRows(rows, self.widths["request_ids"])
         return tensors
+
+    def _raw_reader(self) -> "RawReader | None":
+        if self.item_encoders.keys() != self._vocabularies.keys() | self._numbers.specs.keys():
+            return None
+        names = sorted(self.item_features)
+        # Of which JSON has other characters than the name itself.
+        if not all(name.isascii() and name.isprintable() for name in names):
+            return None
+        if any(sign in name for name in names for sign in '"\\'):
+            return None
+        return RawReader(names, self._vocabularies, self._numbers)
 
     def _candidate_defaults(self) -> Tensors:
         """The row of a candidate of which nothing is known, by tensor: (columns,)."""
@@ -273,7 +297,7 @@ class FeaturePlan:
         names = [name for name in columns if name in self._vocabularies]
         if not names:
             return []
-        given = [self._vocabularies[name]._replace(tokens=columns[name]) for name in names]
+        given = [(columns[name], self._vocabularies[name]) for name in names]
         return [names[place] for place in kernels.lay_tokens(given, tensors["candidate_ids"])]
 
     def _lay_numbers(self, tensors: Tensors, columns: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -283,12 +307,53 @@ class FeaturePlan:
         raw = kernels.numbers([columns[name] for name in names])
         if raw is None:
             return names
-        self._numbers.lay(tensors["candidate_numeric"], names, raw)
+        self._numbers.lay(tensors["candidate_numeric"], names, np.ascontiguousarray(raw.T))
         return []
 
 
+class RawReader:
+    """Reads what candidates bring from its JSON, without a Python object for each value.
+
+    Args:
+        names: of all item features that a bundle declares.
+        tokens: how those are laid that are found in a vocabulary.
+        numbers: the numeric ones.
+    """
+
+    def __init__(
+        self, names: Sequence[str], tokens: Mapping[str, TokenColumn], numbers: ItemNumbers
+    ) -> None:
+        self._numbers = numbers
+        places: dict[str, kernels.Place] = dict.fromkeys(names, ())
+        places |= tokens
+        places |= {name: kernels.NumberColumn(at) for at, name in enumerate(numbers.names)}
+        packed = PackedIds.of(names)
+        known = kernels.Known(packed.text, packed.ends, *Index.of(packed))
+        self._layout = kernels.Layout.of(known, [*places.values()])
+
+    def lay(self, tensors: Tensors, brought: Sequence[Raw] | Raw, count: int) -> bool:
+        """Lay what ``count`` candidates bring over their tensors; null leaves things as they are.
+
+        Args:
+            tensors: (N, columns) each, changed in place.
+            brought: an object of features a candidate, or one of columns.
+            count: N.
+
+        Returns:
+            Whether all of it could be told.
+        """
+        rows = tensors.get("candidate_ids", np.empty((count, 0), np.int32))
+        numbers = np.full((count, len(self._numbers.specs)), np.nan)
+        read: Any = kernels.read_columns if isinstance(brought, Raw) else kernels.read_candidates
+        if not read(brought, self._layout, rows, numbers):
+            return False
+        if numbers.size:
+            self._numbers.lay(tensors["candidate_numeric"], self._numbers.names, numbers)
+        return True
+
+
 def _token_column(encoder: Encoder) -> TokenColumn | None:
-    """The tokens that an encoder knows, and yet none to find: in half the time of a dictionary's.
+    """The tokens that an encoder knows, to be found in half the time that a dictionary takes.
 
     None where loops are not compiled, or where there is no vocabulary; or one that UTF-8 cannot
     hold, since half a surrogate pair is a token like any other.
@@ -302,7 +367,7 @@ def _token_column(encoder: Encoder) -> TokenColumn | None:
     if encoder.vocabulary is None:
         return None
     return TokenColumn(
-        (), known.text, known.ends, *Index.of(known), start=FIRST, column=encoder.spec.start
+        known.text, known.ends, *Index.of(known), start=FIRST, column=encoder.spec.start
     )
 
 

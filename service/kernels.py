@@ -14,7 +14,7 @@ numpy gives the same scores, several times slower; `COMPILED` tells which it is,
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ Blocks = NDArray[np.uint8]  # (⌈N / 32⌉, pairs, 32)
 Slots = NDArray[np.uint32]
 Heap = tuple[Floats, Rows]
 Blob = bytes | memoryview
+Buffer = Any  # what lends its bytes
 
 LANES: Final = 32  # items of a block
 HALF_BYTE: Final = 16  # codes that four bits tell apart
@@ -45,6 +46,8 @@ MOST_BOOKS: Final = 256  # so many bytes add up to no more than 16 bits hold
 TOP: Final = 255  # the largest byte
 NO_ROW: Final = np.iinfo(np.int64).max
 FREE: Final = np.iinfo(np.uint32).max
+READ_AT_ONCE: Final = 256  # candidates with all they bring: some 200 us
+WHOLE: Final = -1  # instead of a candidate: all of them
 
 COMPILED: Final = not WHY_NOT
 SHUFFLES: Final = COMPILED and _kernels.shuffles()
@@ -282,16 +285,24 @@ def longest(texts: Sequence[Any]) -> int:
     return max(map(len, texts), default=0)
 
 
+class Known(NamedTuple):
+    """Texts that are known, as `index_ids` has them."""
+
+    text: Blob
+    ends: NDArray[np.uint32]
+    key: bytes
+    slots: Slots
+
+
 class TokenColumn(NamedTuple):
-    """Tokens of one feature, a list or a tuple, and where their rows belong.
+    """Where rows of a feature's tokens are written.
 
     Attributes:
         text, ends, key, slots: of the tokens that are known, as `index_ids` has them.
         start: the row of the first of these.
-        column: of the tensor that rows are laid in.
+        column: of the tensor.
     """
 
-    tokens: Sequence[Any]
     text: Blob
     ends: NDArray[np.uint32]
     key: bytes
@@ -300,10 +311,18 @@ class TokenColumn(NamedTuple):
     column: int
 
 
-def lay_tokens(columns: Sequence[TokenColumn], rows: NDArray[np.int32]) -> list[int]:
-    """Write rows of tokens into columns of ``rows`` (n, width): 0 for those that are not known.
+class NumberColumn(NamedTuple):
+    """Where a feature's numbers are written."""
 
-    None leaves what is there.
+    column: int
+
+
+def lay_tokens(
+    columns: Sequence[tuple[Sequence[Any], TokenColumn]], rows: NDArray[np.int32]
+) -> list[int]:
+    """Write rows of tokens (lists or tuples of n) into columns of ``rows`` (n, width).
+
+    0 for those that are not known; None leaves what is there.
 
     Returns:
         The places of the columns that hold something else than texts and None: what comes after
@@ -312,8 +331,8 @@ def lay_tokens(columns: Sequence[TokenColumn], rows: NDArray[np.int32]) -> list[
     if not COMPILED:
         return [*range(len(columns))]
     _check_laid(rows, np.dtype(np.int32))
-    for each in columns:
-        _check_ids(each.ends, each.slots)
+    for _, known in columns:
+        _check_ids(known.ends, known.slots)
     return _kernels.lay_tokens(tuple(columns), rows.shape[1], rows)
 
 
@@ -326,6 +345,78 @@ def numbers(columns: Sequence[Sequence[Any]]) -> NDArray[np.float64] | None:
         return None
     found = np.empty((len(columns), len(columns[0])), np.float64)
     return found if _kernels.numbers(tuple(columns), found) else None
+
+
+Place = TokenColumn | NumberColumn | tuple[()]  # of a feature; (): it is passed over
+
+
+class Layout(NamedTuple):
+    """What candidates may bring, and where it is written.
+
+    Attributes:
+        places: of features, in the order of ``names``.
+    """
+
+    names: Known
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, names: Known, places: Sequence[Place]) -> Self:
+        """With arrays that the loops can read; raises TypeError."""
+        for known in (names, *places):
+            if isinstance(known, Known | TokenColumn):
+                _check_ids(known.ends, known.slots)
+        return cls(names, tuple(places))
+
+
+def read_candidates(
+    raws: Sequence[Buffer],
+    layout: Layout,
+    rows: NDArray[np.int32],
+    numbers: NDArray[np.float64],
+) -> bool:
+    """Read what each of n candidates brings: a JSON object of features, or null.
+
+    The JSON is well formed, and ASCII. What is null or does not come is left as it is.
+
+    Args:
+        raws: n of them.
+        layout: of the tensors.
+        rows: (n, width) rows of tokens, 0 for those that are not known.
+        numbers: (n, columns).
+
+    Returns:
+        Whether all could be told; if not, or where loops are not compiled, some may be read.
+    """
+    # Not all at once: the loop keeps the GIL, and the event loop may wait for it.
+    return all(
+        _read(raws[first : first + READ_AT_ONCE], first, layout, rows, numbers)
+        for first in range(0, len(raws), READ_AT_ONCE)
+    )
+
+
+def read_columns(
+    raw: Buffer, layout: Layout, rows: NDArray[np.int32], numbers: NDArray[np.float64]
+) -> bool:
+    """The same from one object that holds an array of n values for each feature."""
+    return _read([raw], WHOLE, layout, rows, numbers)
+
+
+def _read(
+    raws: Sequence[Buffer],
+    first: int,
+    layout: Layout,
+    rows: NDArray[np.int32],
+    numbers: NDArray[np.float64],
+) -> bool:
+    if not COMPILED:
+        return False
+    _check_laid(rows, np.dtype(np.int32))
+    _check_laid(numbers, np.dtype(np.float64))
+    width, columns = rows.shape[1], numbers.shape[1]
+    return _kernels.read_features(
+        tuple(raws), first, layout, len(rows), width, rows, columns, numbers
+    )
 
 
 def find_ids(

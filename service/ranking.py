@@ -15,9 +15,16 @@ from model_store.manifest import Manifest
 from service.candidates import NO_FEATURES, NO_LIMITS, Candidates, Limits
 from service.errors import Warned
 from service.features import undeclared
-from service.schemas import CandidateColumns, Features, RankRequest, RecommendRequest
+from service.schemas import (
+    CandidateColumns,
+    Features,
+    RankRequest,
+    RawColumns,
+    RawRankRequest,
+    RecommendRequest,
+)
 
-Request = RankRequest | RecommendRequest
+Request = RankRequest | RawRankRequest | RecommendRequest
 Scores = NDArray[np.float32]
 Explained = dict[str, dict[str, Any]]  # feature → its value and where it came from
 RECOMMENDED: Final = 50  # items of /recommend, where the request does not say
@@ -114,6 +121,26 @@ class Ranking(ABC):
             UnknownItem: a candidate is unknown and the caller asked to refuse such ones.
         """
 
+    def prepare_raw(
+        self,
+        request: RawRankRequest,  # noqa: ARG002  rankers with features use both
+        limits: Limits,  # noqa: ARG002
+    ) -> Prepared | None:
+        """`prepare` of features as they came; None: the body is to be parsed, and prepared whole.
+
+        Raises:
+            InvalidRequest: something else than a candidate is wrong.
+        """
+        return None
+
+    def prepare_as_it_came(
+        self, request: RankRequest | RawRankRequest, limits: Limits
+    ) -> Prepared | None:
+        """`prepare`, or `prepare_raw`."""
+        if isinstance(request, RawRankRequest):
+            return self.prepare_raw(request, limits)
+        return self.prepare(request, limits)
+
     @abstractmethod
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> Prepared:
         """The same for the whole catalogue instead of candidates.
@@ -204,10 +231,10 @@ def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
     return items
 
 
-def count_of(request: RankRequest) -> int:
+def count_of(request: RankRequest | RawRankRequest) -> int:
     """How many candidates a request brings, in whatever shape."""
     given = request.candidates
-    return len(given.ids) if isinstance(given, CandidateColumns) else len(given)
+    return len(given.ids) if isinstance(given, CandidateColumns | RawColumns) else len(given)
 
 
 def _given(side: Features | None) -> dict[str, int]:

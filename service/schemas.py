@@ -1,6 +1,6 @@
 """Wire types of POST /rank and /recommend: parsed and validated once, from bytes, with no logic."""
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -35,14 +35,9 @@ class CandidateColumns(Struct, gc=False, forbid_unknown_fields=True):
     features: dict[str, list[Any] | None] | None = None
 
 
-class RankRequest(Struct, gc=False, forbid_unknown_fields=True):
-    """Candidates to rank for a user in a context.
+class _Ranked(Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+    """What a ranking request has besides its candidates."""
 
-    `candidates` is a list of ids, a list of rows, or columns. A null means the same as leaving the
-    key out.
-    """
-
-    candidates: list[Id | CandidateRow] | CandidateColumns
     id: Id | None = None
     model: str | None = None
     user: Features | None = None
@@ -52,6 +47,16 @@ class RankRequest(Struct, gc=False, forbid_unknown_fields=True):
     unknown_items: Literal["score", "drop", "reject"] | None = None
     explain: Literal["none", "features"] | None = None
     shape: Shape | None = None
+
+
+class RankRequest(_Ranked, kw_only=True):
+    """Candidates to rank for a user in a context.
+
+    `candidates` is a list of ids, a list of rows, or columns. A null means the same as leaving the
+    key out.
+    """
+
+    candidates: list[Id | CandidateRow] | CandidateColumns
 
 
 class RecommendRequest(Struct, gc=False, forbid_unknown_fields=True):
@@ -141,34 +146,35 @@ class RecommendReply(Struct, omit_defaults=True):
     scores: list[float] | None = None
 
 
-class _RawColumns(Struct, gc=False, forbid_unknown_fields=True):
+class RawRow(Struct, gc=False, forbid_unknown_fields=True):
+    """CandidateRow whose features are yet to be parsed."""
+
+    id: Id
+    features: Raw = Raw(b"null")
+
+
+class RawColumns(Struct, gc=False, forbid_unknown_fields=True):
     """CandidateColumns whose columns are yet to be parsed."""
 
     ids: list[Id]
-    features: dict[str, Raw] | None = None
+    features: Raw = Raw(b"null")
 
 
-# RankRequest whose candidates are yet to be parsed: made of its fields, so that they stay alike.
-_RankOutline: Final = msgspec.defstruct(
-    "_RankOutline",
-    [
-        ("candidates", Raw),
-        *(
-            (field.name, field.type, field.default)
-            for field in msgspec.structs.fields(RankRequest)
-            if field.name != "candidates"
-        ),
-    ],
-    gc=False,
-    forbid_unknown_fields=True,
-)
+class RawRankRequest(_Ranked, kw_only=True):
+    """RankRequest with features that are yet to be parsed; they are well-formed JSON in ASCII."""
+
+    candidates: list[Id | RawRow] | RawColumns
+
+
 _RANK: Final = msgspec.json.Decoder(RankRequest)
+_RAW_RANK: Final = msgspec.json.Decoder(RawRankRequest)
 _RECOMMEND: Final = msgspec.json.Decoder(RecommendRequest)
-_OUTLINE: Final = msgspec.json.Decoder(_RankOutline)
-_EACH: Final = msgspec.json.Decoder(list[Raw])
-_CANDIDATE: Final[msgspec.json.Decoder[Id | CandidateRow]] = msgspec.json.Decoder(Id | CandidateRow)
-_COLUMNS: Final = msgspec.json.Decoder(_RawColumns)
+_FEATURES: Final[msgspec.json.Decoder[Features | None]] = msgspec.json.Decoder(Features | None)
+_COLUMNS: Final[msgspec.json.Decoder[dict[str, Raw] | None]] = msgspec.json.Decoder(
+    dict[str, Raw] | None
+)
 _COLUMN: Final[msgspec.json.Decoder[list[Any] | None]] = msgspec.json.Decoder(list[Any] | None)
+RAW_FROM: Final = 4096  # bytes: shorter bodies gain nothing
 
 
 def parse_rank(body: bytes | bytearray) -> RankRequest:
@@ -181,27 +187,56 @@ def parse_rank(body: bytes | bytearray) -> RankRequest:
     return _parsed(_RANK, body)
 
 
+def parse_rank_raw(body: bytes | bytearray) -> RankRequest | RawRankRequest:
+    """`parse_rank` that leaves features of candidates as they came, where there are many.
+
+    Who wants them reads them without a Python object for each, or parses the body whole, which
+    says what is wrong: numbers out of range, and columns that are no lists, pass here.
+    """
+    if len(body) < RAW_FROM or not body.isascii():
+        return parse_rank(body)
+    try:
+        request = _RAW_RANK.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return parse_rank(body)
+    given = request.candidates
+    if isinstance(given, list) and RawRow not in set(map(type, given)):
+        return _with_candidates(request, cast("list[Id | CandidateRow]", given))
+    return request
+
+
 def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:
     """`parse_rank` candidate by candidate, or column by column, for a thread beside the event loop.
 
     The parser keeps the GIL to its end, which may be milliseconds away; between steps others run.
     """
     try:
-        outline = _OUTLINE.decode(body)
-        given = msgspec.structs.asdict(outline)
-        return RankRequest(**given | {"candidates": _candidates(given["candidates"])})
+        request = _RAW_RANK.decode(body)
+        given = request.candidates
+        if isinstance(given, RawColumns):
+            return _with_candidates(request, CandidateColumns(given.ids, _columns(given.features)))
+        return _with_candidates(request, [_candidate(each) for each in given])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return parse_rank(body)  # it says what is wrong, and where in the body
 
 
-def _candidates(raw: Raw) -> list[Id | CandidateRow] | CandidateColumns:
-    if memoryview(raw)[:1].tobytes() != b"{":
-        return [_CANDIDATE.decode(each) for each in _EACH.decode(raw)]
+def _candidate(given: Id | RawRow) -> Id | CandidateRow:
+    if isinstance(given, RawRow):
+        return CandidateRow(given.id, _FEATURES.decode(given.features))
+    return given
+
+
+def _columns(raw: Raw) -> dict[str, list[Any] | None] | None:
     columns = _COLUMNS.decode(raw)
-    if columns.features is None:
-        return CandidateColumns(columns.ids)
-    features = {name: _COLUMN.decode(each) for name, each in columns.features.items()}
-    return CandidateColumns(columns.ids, features)
+    if columns is None:
+        return None
+    return {name: _COLUMN.decode(each) for name, each in columns.items()}
+
+
+def _with_candidates(
+    request: RawRankRequest, candidates: list[Id | CandidateRow] | CandidateColumns
+) -> RankRequest:
+    return RankRequest(**msgspec.structs.asdict(request) | {"candidates": candidates})
 
 
 def parse_recommend(body: bytes | bytearray) -> RecommendRequest:

@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter, time
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -41,17 +42,20 @@ class Operation:
     """What tells one way to ask for a ranking from another.
 
     Attributes:
-        parse: the body's bytes to a request; raises MalformedJson, InvalidRequest.
-        parse_long: the same on a thread, where the event loop must get its turn.
-        prepare: a request to what `Ranking.rank` takes.
+        parse: the body's bytes to a request, some of it perhaps left as it came; raises
+            MalformedJson, InvalidRequest.
+        parse_whole: the same, with nothing left.
+        parse_long: `parse_whole` on a thread, where the event loop must get its turn.
+        prepare: a request to what `Ranking.rank` takes; None: it is to be parsed whole first.
         request, reply: their types, for the document.
         summary, answer: what it does and what it answers, for the document.
     """
 
     path: str
     parse: Callable[[bytes], Request]
+    parse_whole: Callable[[bytes], Request]
     parse_long: Callable[[bytes], Request]
-    prepare: Callable[[Ranking, Any, Limits], Prepared]
+    prepare: Callable[[Ranking, Any, Limits], Prepared | None]
     request: type
     reply: type
     summary: str
@@ -63,10 +67,12 @@ class Asked(NamedTuple):
 
     Attributes:
         id: the caller's own, else the request id.
+        whole: parses it anew, with nothing left as it came.
     """
 
     id: str
     request: Request
+    whole: Callable[[], Request]
     ranking: Ranking
     deadline: float
 
@@ -141,13 +147,14 @@ class Endpoint:
         self, body: bytes, deadline: float, clock: "Stopwatch", request_id: str
     ) -> tuple[list[Header], bytes]:
         """Here if the event loop can wait for it, else on a thread."""
-        inline_us = self._settings.inline_us
+        inline_us, operation = self._settings.inline_us, self._operation
         if len(body) * PARSE_US_PER_BYTE > inline_us:
-            long = self._operation.parse_long
+            long = partial(operation.parse_long, body)
             return await self._apart(
-                lambda: self._reply(self._read(long, body, deadline, clock, request_id), clock)
+                lambda: self._reply(self._read(body, long, deadline, clock, request_id), clock)
             )
-        asked = self._read(self._operation.parse, body, deadline, clock, request_id)
+        whole = partial(operation.parse_whole, body)
+        asked = self._read(body, whole, deadline, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
             return self._reply(asked, clock)
         return await self._apart(lambda: self._reply(asked, clock))
@@ -157,34 +164,41 @@ class Endpoint:
 
     def _read(
         self,
-        parse: Callable[[bytes], Request],
         body: bytes,
+        whole: Callable[[], Request],
         deadline: float,
         clock: "Stopwatch",
         request_id: str,
     ) -> "Asked":
         clock.lap("queue")
         _check_deadline(deadline)
-        request = parse(body)
-        own = request_id
-        if request.id is not None:
-            own = texts([request.id], "/id", self._parts.limits)[0]
-        ranking = self._parts.loader.resolve(request.model)
+        request, own = self._operation.parse(body), request_id
+        try:
+            if request.id is not None:
+                own = texts([request.id], "/id", self._parts.limits)[0]
+            ranking = self._parts.loader.resolve(request.model)
+        except ServiceError:
+            whole()  # what is wrong with the body is told first
+            raise
         clock.lap("parse")
-        return Asked(own, request, ranking, deadline)
+        return Asked(own, request, whole, ranking, deadline)
 
     def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
         clock.lap("queue")  # it may have waited for a thread
         _check_deadline(asked.deadline)
-        ranking = asked.ranking
-        prepared = self._operation.prepare(ranking, asked.request, self._parts.limits)
+        request, ranking = asked.request, asked.ranking
+        prepared = self._prepared(ranking, request)
+        if prepared is None:
+            request = asked.whole()
+            prepared = self._prepared(ranking, request)
+        assert prepared is not None  # noqa: S101  nothing of it was left as it came
         clock.lap("features")
         clock.ranking, clock.prepared = ranking, prepared
         _check_deadline(asked.deadline)
         ranked = ranking.rank(prepared)
         clock.lap("score")
         reply: dict[str, Any] = {"id": asked.id}
-        reply |= ranking.answer(asked.request, prepared, ranked)
+        reply |= ranking.answer(request, prepared, ranked)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
         clock.lap("encode")
@@ -194,6 +208,9 @@ class Endpoint:
             (b"x-model-version", ranking.version.encode()),
             (b"server-timing", clock.server_timing()),
         ], content
+
+    def _prepared(self, ranking: Ranking, request: Request) -> Prepared | None:
+        return self._operation.prepare(ranking, request, self._parts.limits)
 
     def _record(
         self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str

@@ -3,13 +3,20 @@
 from typing import Final
 
 from service.routes.endpoint import Operation
-from service.schemas import RankReply, RankRequest, parse_rank, parse_rank_in_steps
+from service.schemas import (
+    RankReply,
+    RankRequest,
+    parse_rank,
+    parse_rank_in_steps,
+    parse_rank_raw,
+)
 
 RANK: Final = Operation(
     path="/rank",
-    parse=parse_rank,
+    parse=parse_rank_raw,
+    parse_whole=parse_rank,
     parse_long=parse_rank_in_steps,
-    prepare=lambda ranking, request, limits: ranking.prepare(request, limits),
+    prepare=lambda ranking, request, limits: ranking.prepare_as_it_came(request, limits),
     request=RankRequest,
     reply=RankReply,
     summary="Rank candidates",

@@ -87,6 +87,18 @@ FEATURES = (
         name="year", kind="numeric", side="item", column="year", encoding=NumericEncoding(),
     ),
 )  # fmt: skip
+# The same columns without a list of tokens: two genres by name.
+FLAT_FEATURES = (
+    *(spec for spec in FEATURES if spec.name != "genres"),
+    *(
+        FeatureSpec(
+            name=name, kind="categorical", side="item", column=name,
+            encoding=VocabularyEncoding(file="vocab/genres.json", rows=5),
+            tensor="candidate_ids", start=start,
+        )
+        for start, name in enumerate(("genre", "mood"), start=1)
+    ),
+)  # fmt: skip
 VOCABULARIES = {"occupation": OCCUPATIONS, "item_id": ITEMS, "genres": GENRES}
 
 
@@ -273,11 +285,15 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sealed bundles, by name: one, two, off (its golden scores are wrong), bare (no catalogue)."""
+    """Sealed bundles, by name: one, two, off (its golden scores are wrong), bare (no catalogue).
+
+    flat has no feature whose values are lists.
+    """
     root = tmp_path_factory.mktemp("bundles")
     write_bundle(root / "one")
     write_bundle(root / "two", bias=1.0)
     write_bundle(root / "off", bias=2.0, golden_shift=0.5)
+    write_bundle(root / "flat", name="flat", features=FLAT_FEATURES, values=False)
     write_bundle(root / "bare", name="bare", catalogue=False, values=False)
     return root
 

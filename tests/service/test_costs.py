@@ -38,14 +38,16 @@ def costs_of(ranking: Ranking, requests: Sequence[RankRequest], *runs: Sequence[
 
 async def test_costs_are_a_line_through_one_candidate_and_all(serve: Serve) -> None:
     """Means over the requests: preparing goes by bytes, ranking by candidates."""
-    three = RankRequest(CandidateColumns(["i1", "i2", "i3"], {"price": [1.0, None, 2.0]}))
+    three = RankRequest(
+        candidates=CandidateColumns(["i1", "i2", "i3"], {"price": [1.0, None, 2.0]})
+    )
     more_bytes = len(b',"i2","i3"') + len(b",null,2.0")
     async with serve() as client:
         ranking = client.service.parts.loader.resolve("ctr")
 
         costs = costs_of(
             ranking,
-            [RankRequest(["i1"]), three, RankRequest([])],
+            [RankRequest(candidates=["i1"]), three, RankRequest(candidates=[])],
             (40, 10, 60, 30),
             (40, 10, 98, 36),
         )
@@ -61,7 +63,7 @@ async def test_noise_makes_no_cost_negative(serve: Serve) -> None:
     async with serve() as client:
         ranking = client.service.parts.loader.resolve("ctr")
 
-        costs = costs_of(ranking, [RankRequest(["i1", "i2"])], (50, 20), (40, 10))
+        costs = costs_of(ranking, [RankRequest(candidates=["i1", "i2"])], (50, 20), (40, 10))
 
     assert costs == Costs(pytest.approx(70), 0.0, 0.0, pytest.approx(70))
 
@@ -71,7 +73,7 @@ async def test_the_whole_catalogue_is_measured_by_itself(
 ) -> None:
     """A session ranker finds the best of it otherwise than it scores candidates."""
     store.publish(World().write(tmp_path / "session").root, "session")
-    request = RankRequest(IDS, session_items=IDS[:1])
+    request = RankRequest(candidates=IDS, session_items=IDS[:1])
     async with serve(models=("session@1",)) as client:
         ranking = client.service.parts.loader.resolve("session")
 
@@ -80,7 +82,7 @@ async def test_the_whole_catalogue_is_measured_by_itself(
     assert costs.catalogue_us == pytest.approx(300)
 
 
-@pytest.mark.parametrize("requests", [[], [RankRequest([])]])
+@pytest.mark.parametrize("requests", [[], [RankRequest(candidates=[])]])
 async def test_nothing_to_measure_with_predicts_nothing(
     serve: Serve, requests: Sequence[RankRequest]
 ) -> None:
@@ -97,8 +99,11 @@ async def test_predictions_add_up_what_a_request_brings(serve: Serve) -> None:
         ranking = client.service.parts.loader.resolve("ctr")
         ranking.costs = Costs(1000.0, 0.5, 3.0, 77.0)
 
-        assert ranking.predicted_us(RankRequest(["a", "b"]), 10) == 1000 + 5 + 6
-        assert ranking.predicted_us(RankRequest(CandidateColumns(["a"])), 20) == 1000 + 10 + 3
+        assert ranking.predicted_us(RankRequest(candidates=["a", "b"]), 10) == 1000 + 5 + 6
+        assert (
+            ranking.predicted_us(RankRequest(candidates=CandidateColumns(["a"])), 20)
+            == 1000 + 10 + 3
+        )
         assert ranking.predicted_us(RecommendRequest(), 10) == 77.0
 
 

@@ -201,7 +201,7 @@ def laid(columns: list[list[Any]], vocabulary: list[str]) -> tuple[list[list[int
     known = PackedIds.of(vocabulary)
     rows = np.full((len(columns[0]), 2 * len(columns)), LAID, np.int32)
     given = [
-        kernels.TokenColumn(each, known.text, known.ends, *Index.of(known), 2, 2 * place)
+        (each, kernels.TokenColumn(known.text, known.ends, *Index.of(known), 2, 2 * place))
         for place, each in enumerate(columns)
     ]
     left = kernels.lay_tokens(given, rows)
@@ -303,14 +303,14 @@ def test_loops_lay_no_more_than_there_is_room_for() -> None:
     lay, numbers = kernels._kernels.lay_tokens, kernels._kernels.numbers
     for count in (0, 2):
         with pytest.raises(TypeError, match="a list or a tuple of"):
-            lay(((["a"], *index, 2, 0),), 1, np.empty(count, np.int32))
+            lay(((["a"], (*index, 2, 0)),), 1, np.empty(count, np.int32))
     for column in (-1, 1):
         with pytest.raises(ValueError, match="expected a column from 0 to 0"):
-            lay(((["a"], *index, 2, column),), 1, np.empty(1, np.int32))
+            lay(((["a"], (*index, 2, column)),), 1, np.empty(1, np.int32))
     with pytest.raises(ValueError, match="expected rows of 2 columns"):
         lay((), 2, np.empty(1, np.int32))
     with pytest.raises(TypeError, match="a list or a tuple of 1"):
-        lay((("a", *index, 2, 0),), 1, np.empty(1, np.int32))
+        lay((("a", (*index, 2, 0)),), 1, np.empty(1, np.int32))
     with pytest.raises(ValueError, match="a place for each value"):
         numbers(([1.0], [1.0]), np.empty(3))
     for wrong in ([1.0], "ab"):

@@ -232,7 +232,7 @@ def test_undeclared_features_of_rows_get_no_columns() -> None:
     rows = [CandidateRow(f"i{n}", {f"x{n}": 1, "price": n, "year": n}) for n in range(3)]
     features = ItemFeatures(declared={"price", "year", "genres"}, kept={"price", "genres"})
 
-    found = read_candidates(RankRequest(rows), NO_LIMITS, features)
+    found = read_candidates(RankRequest(candidates=rows), NO_LIMITS, features)
 
     assert found.columns == {"price": [0, 1, 2]}
     assert found.undeclared == {"x0": 1, "x1": 1, "x2": 1}

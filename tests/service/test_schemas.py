@@ -1,10 +1,18 @@
-"""Bodies parsed at once and in steps: the same requests, the same refusals."""
+"""Bodies parsed at once, in steps and in part: the same requests, the same refusals."""
 
 import msgspec
 import pytest
 
+from service import schemas
 from service.errors import ServiceError
-from service.schemas import RankRequest, parse_rank, parse_rank_in_steps
+from service.schemas import (
+    RankRequest,
+    RawRankRequest,
+    RawRow,
+    parse_rank,
+    parse_rank_in_steps,
+    parse_rank_raw,
+)
 
 DEEP = 200_000
 BODIES = [
@@ -53,6 +61,40 @@ def _outcome(parse: object, body: bytes) -> object:
 def test_parsing_in_steps_is_parsing(body: bytes) -> None:
     """Whatever the body, valid or not: the same request, or the same words about the same place."""
     assert _outcome(parse_rank_in_steps, body) == _outcome(parse_rank, body)
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:50]))
+def test_what_is_parsed_in_part_is_what_the_whole_has(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but features of candidates; what is wrong with these is found by who reads them."""
+    monkeypatch.setattr(schemas, "RAW_FROM", 0)
+    whole, part = _outcome(parse_rank, body), _outcome(parse_rank_raw, body)
+
+    if isinstance(part, RawRankRequest):
+        raw = part.candidates
+        given = raw if isinstance(raw, list) else raw.ids
+        assert not isinstance(raw, list) or any(isinstance(each, RawRow) for each in raw)
+        if isinstance(whole, RankRequest):
+            candidates = whole.candidates
+            theirs = candidates if isinstance(candidates, list) else candidates.ids
+            assert [getattr(each, "id", each) for each in given] == [
+                getattr(each, "id", each) for each in theirs
+            ]
+            own = msgspec.structs.asdict(part) | {"candidates": candidates}
+            assert own == msgspec.structs.asdict(whole)
+    else:
+        assert part == whole
+
+
+def test_short_bodies_and_others_than_ascii_are_parsed_whole() -> None:
+    """Nothing is gained by short ones; and the reader of features takes characters for bytes."""
+    row = b'{"candidates": [{"id": "%s", "features": {"a": "b"}}]}'
+    long = b"x" * schemas.RAW_FROM
+
+    assert isinstance(parse_rank_raw(row % b"x"), RankRequest)
+    assert isinstance(parse_rank_raw(row % ("é".encode() + long)), RankRequest)
+    assert isinstance(parse_rank_raw(row % long), RawRankRequest)
 
 
 def test_every_field_survives_the_steps() -> None:

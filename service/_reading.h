@@ -1,0 +1,328 @@
+/* What a request brings of its candidates, read from its JSON: one object of features a candidate, or
+ * one array of values a feature. The parser has seen that it is JSON, and all of it is ASCII; what is
+ * told here is told as the parser and the encoders would. Whatever else comes (an escape, another
+ * type, a name twice) ends the reading: they are asked, and say what is wrong, if anything is. */
+#ifndef SLIMRANK_READING_H
+#define SLIMRANK_READING_H
+
+#include "_ids.h"
+#include <float.h>
+#include <math.h>
+
+#define UNKNOWN_TOKEN 0    /* the row of all that a vocabulary does not hold */
+#define LONGEST_NUMBER 40  /* characters: none so short is out of the parser's range */
+#define WHOLE_DOUBLE 15    /* digits that any double holds */
+#define EXACT_POWER 22     /* powers of ten that a double holds */
+#define DEEPEST 8          /* lists in lists that are passed over */
+
+typedef struct {
+    const char *at, *end;
+} Text;
+
+typedef enum { PASSED, TOKEN, NUMBER } Kind;
+
+/* A feature that candidates may bring. */
+typedef struct {
+    Kind kind;
+    Ids known;         /* tokens */
+    int32_t start;     /* the row of the first of these */
+    Py_ssize_t place;  /* the column of rows, or of numbers */
+    Py_ssize_t latest; /* the last candidate that brought it, counted from 1 */
+    Py_ssize_t next;   /* the feature that came after it, as far as that is known */
+} Feature;
+
+typedef struct {
+    Feature *features;
+    Py_ssize_t count;
+    Py_ssize_t first; /* the feature that comes first, as far as that is known */
+    int32_t *rows; /* [candidates][width] */
+    Py_ssize_t width;
+    double *numbers; /* [candidates][columns] */
+    Py_ssize_t columns;
+    Py_ssize_t candidates;
+    Sought ahead[AHEAD]; /* tokens that wait to be looked up together */
+    Feature *of[AHEAD];
+    Py_ssize_t candidate[AHEAD];
+    Py_ssize_t waiting;
+} Reader;
+
+static void look_up_waiting(Reader *reader)
+{
+    int64_t found[AHEAD];
+    find_sought(reader->ahead, reader->waiting, found);
+    for (Py_ssize_t i = 0; i < reader->waiting; i++) {
+        const Feature *feature = reader->of[i];
+        reader->rows[reader->candidate[i] * reader->width + feature->place] =
+            found[i] == NO_ROW ? UNKNOWN_TOKEN : feature->start + (int32_t)found[i];
+    }
+    reader->waiting = 0;
+}
+
+static void look_up(Reader *reader, Feature *feature, Py_ssize_t candidate, Text token)
+{
+    Py_ssize_t place = reader->waiting++;
+    reader->ahead[place] = seek(&feature->known, token.at, token.end - token.at);
+    reader->of[place] = feature;
+    reader->candidate[place] = candidate;
+    if (reader->waiting == AHEAD)
+        look_up_waiting(reader);
+}
+
+/* ---- JSON: each reads what it is for and goes on behind it, or answers 0 ---- */
+
+/* The character that comes next; 0 at the end. */
+static inline char next_of(const Text *text)
+{
+    return text->at < text->end ? *text->at : 0;
+}
+
+static inline void pass_space(Text *text)
+{
+    for (char next = next_of(text); next == ' ' || next == '\n' || next == '\t' || next == '\r';
+         next = next_of(text))
+        text->at++;
+}
+
+static inline int read_sign(Text *text, char sign)
+{
+    pass_space(text);
+    if (next_of(text) != sign)
+        return 0;
+    text->at++;
+    return 1;
+}
+
+static inline int read_word(Text *text, const char *word)
+{
+    Py_ssize_t length = (Py_ssize_t)strlen(word);
+    if (text->end - text->at < length || memcmp(text->at, word, (size_t)length))
+        return 0;
+    text->at += length;
+    return 1;
+}
+
+#define EACH_BYTE 0x0101010101010101u
+
+/* Marks, in the highest bit of each byte, the first byte of a word that is a sign; others after it
+ * may be marked too. */
+static inline uint64_t marked(uint64_t word, char sign)
+{
+    uint64_t apart = word ^ EACH_BYTE * (uint64_t)sign;
+    return (apart - EACH_BYTE) & ~apart & EACH_BYTE << 7;
+}
+
+/* A text without escapes, which is what lies between its quotes: looked through by eight. */
+static int read_text(Text *text, Text *found)
+{
+    if (!read_sign(text, '"'))
+        return 0;
+    found->at = text->at;
+    for (; text->end - text->at >= 8; text->at += 8) {
+        uint64_t word = little_endian(text->at, 8);
+        if (marked(word, '"') | marked(word, '\\'))
+            break;
+    }
+    while (text->at < text->end && *text->at != '"' && *text->at != '\\')
+        text->at++;
+    found->end = text->at;
+    return read_sign(text, '"');
+}
+
+static inline int is_digit(char sign)
+{
+    return sign >= '0' && sign <= '9';
+}
+
+/* What makes a number other than a whole one. */
+static inline int is_of_fraction(char sign)
+{
+    return sign == '.' || sign == 'e' || sign == 'E';
+}
+
+static int read_number(Text *text, Text *found)
+{
+    found->at = text->at;
+    for (char next = next_of(text);
+         is_digit(next) || is_of_fraction(next) || next == '-' || next == '+';
+         next = next_of(text))
+        text->at++;
+    found->end = text->at;
+    return found->at < found->end && found->end - found->at < LONGEST_NUMBER;
+}
+
+static int is_whole(Text number)
+{
+    for (; number.at < number.end; number.at++)
+        if (is_of_fraction(*number.at))
+            return 0;
+    return 1;
+}
+
+/* A number as Python reads it: up to 15 digits and a power of ten up to 22 are exact, and so one
+ * product or quotient rounds as it should (Clinger, PLDI 1990). */
+static int to_double(Text number, double *value)
+{
+    static const double powers[EXACT_POWER + 1] = {
+        1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+        1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    Text rest = number;
+    int negative = *rest.at == '-', digits = 0, behind = 0, point = 0;
+    uint64_t mantissa = 0;
+    for (rest.at += negative; rest.at < rest.end; rest.at++) {
+        if (*rest.at == '.') {
+            point = 1;
+            continue;
+        }
+        if (!is_digit(*rest.at))
+            break;
+        mantissa = mantissa * 10 + (uint64_t)(*rest.at - '0');
+        digits += mantissa > 0;
+        behind += point;
+        if (digits > WHOLE_DOUBLE)
+            break;
+    }
+    if (rest.at == rest.end && behind <= EXACT_POWER) {
+        *value = (double)mantissa / powers[behind];
+        if (negative && (mantissa || point)) /* -0 is a whole number, and these know one zero */
+            *value = -*value;
+        return 1;
+    }
+    char copy[LONGEST_NUMBER + 1] = {0};
+    memcpy(copy, number.at, (size_t)(number.end - number.at));
+    *value = PyOS_string_to_double(copy, NULL, NULL);
+    if (*value == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return isfinite(*value);
+}
+
+static int pass_value(Text *text, int depth)
+{
+    Text found;
+    pass_space(text);
+    if (next_of(text) == '"')
+        return read_text(text, &found);
+    if (read_word(text, "null") || read_word(text, "true") || read_word(text, "false"))
+        return 1;
+    if (!read_sign(text, '[')) {
+        double value;
+        return read_number(text, &found) && to_double(found, &value);
+    }
+    if (read_sign(text, ']'))
+        return 1;
+    do {
+        if (depth == DEEPEST || !pass_value(text, depth + 1))
+            return 0;
+    } while (read_sign(text, ','));
+    return read_sign(text, ']');
+}
+
+/* ---- features ---- */
+
+static int read_token(Reader *reader, Feature *feature, Py_ssize_t candidate, Text *text)
+{
+    Text token = *text;
+    if (next_of(text) == '"') {
+        if (!read_text(text, &token))
+            return 0;
+    } else if (read_word(text, "true") || read_word(text, "false")) {
+        token.end = text->at;
+    } else if (!read_number(text, &token) || !is_whole(token) ||
+               (*token.at == '-' && token.end - token.at == 2 && token.at[1] == '0')) {
+        return 0; /* 24.0 is the token 24, and -0 is 0: the encoder knows */
+    }
+    look_up(reader, feature, candidate, token);
+    return 1;
+}
+
+static int read_value(Reader *reader, Feature *feature, Py_ssize_t candidate, Text *text)
+{
+    if (feature->kind == PASSED)
+        return pass_value(text, 0);
+    pass_space(text);
+    if (read_word(text, "null"))
+        return 1;
+    if (feature->kind == TOKEN)
+        return read_token(reader, feature, candidate, text);
+    Text number;
+    double value;
+    if (!read_number(text, &number) || !to_double(number, &value) || fabs(value) > FLT_MAX)
+        return 0;
+    reader->numbers[candidate * reader->columns + feature->place] = value;
+    return 1;
+}
+
+/* Whether the name that comes next is that of a feature; then what follows its quotes is next. */
+static int read_name(Text *text, const Ids *names, Py_ssize_t feature)
+{
+    if (feature >= names->items || !lies_within(names, feature))
+        return 0;
+    const char *name = names->text + names->ends[feature];
+    Py_ssize_t length = names->ends[feature + 1] - names->ends[feature];
+    if (text->end - text->at < length + 2 || *text->at != '"' || text->at[length + 1] != '"' ||
+        memcmp(text->at + 1, name, (size_t)length))
+        return 0;
+    text->at += length + 2;
+    return 1;
+}
+
+/* Read the name of a feature; NULL where it is none. As a rule it is the expected one: most
+ * candidates bring the same features in the same order. */
+static Feature *read_feature(Reader *reader, const Ids *names, Py_ssize_t expected, Text *text)
+{
+    pass_space(text);
+    if (read_name(text, names, expected))
+        return &reader->features[expected];
+    Text name;
+    if (!read_text(text, &name))
+        return NULL;
+    Sought sought = seek(names, name.at, name.end - name.at);
+    int64_t row = row_of(names, &sought);
+    return row == NO_ROW ? NULL : &reader->features[row];
+}
+
+static int read_array(Reader *reader, Feature *feature, Text *text)
+{
+    Py_ssize_t candidate = 0;
+    if (read_word(text, "null"))
+        return 1;
+    if (!read_sign(text, '['))
+        return 0;
+    if (read_sign(text, ']'))
+        return reader->candidates == 0;
+    do {
+        if (candidate == reader->candidates || !read_value(reader, feature, candidate++, text))
+            return 0;
+    } while (read_sign(text, ','));
+    return read_sign(text, ']') && candidate == reader->candidates;
+}
+
+/* Read an object of features, or null: of one candidate, or of all (candidate < 0), where each
+ * feature has an array of values. Whether all could be told. */
+static int read_object(Reader *reader, const Ids *names, Py_ssize_t candidate, Text text)
+{
+    pass_space(&text);
+    if (read_word(&text, "null"))
+        return 1;
+    if (!read_sign(&text, '{'))
+        return 0;
+    if (read_sign(&text, '}'))
+        return 1;
+    Py_ssize_t *next = &reader->first, turn = candidate < 0 ? 1 : candidate + 1;
+    do {
+        Feature *feature = read_feature(reader, names, *next, &text);
+        if (!feature || feature->latest == turn || !read_sign(&text, ':'))
+            return 0;
+        *next = feature - reader->features;
+        next = &feature->next;
+        feature->latest = turn;
+        pass_space(&text);
+        if (candidate < 0 ? !read_array(reader, feature, &text)
+                          : !read_value(reader, feature, candidate, &text))
+            return 0;
+    } while (read_sign(&text, ','));
+    return 1;
+}
+
+#endif

@@ -1,0 +1,414 @@
+"""Features read from JSON as it came: what is laid is what parser and encoders would have laid."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from model_store.bundle import open_bundle
+from model_store.encoding import make_encoder
+from model_store.manifest import (
+    FeatureSpec,
+    Manifest,
+    NumericEncoding,
+    TensorSpec,
+    VocabularyEncoding,
+)
+from model_store.store import Store
+from service import kernels, schemas
+from service.candidates import NO_LIMITS, ItemFeatures, read_candidates, read_raw
+from service.errors import ServiceError
+from service.features import FeaturePlan, Tensors
+from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
+from tests.service.conftest import Serve
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here"),
+]
+
+TOKENS = ["a", "b", "7", "-3", "true", "12345678", "longer than eight", "", "é"]
+IDS = ["i1", "i2", "i3"]
+
+
+def token(name: str, start: int | None) -> FeatureSpec:
+    """A feature of tokens; pruned without a start."""
+    return FeatureSpec(
+        name=name, kind="categorical", side="item", column=name,
+        encoding=VocabularyEncoding(file=f"{name}.json", rows=len(TOKENS) + 2),
+        tensor=None if start is None else "candidate_ids", start=start or 0,
+    )  # fmt: skip
+
+
+def number(name: str, start: int, encoding: NumericEncoding) -> FeatureSpec:
+    """A feature of numbers."""
+    return FeatureSpec(
+        name=name, kind="numeric", side="item", column=name,
+        encoding=encoding, tensor="candidate_numeric", start=start,
+    )  # fmt: skip
+
+
+FEATURES = (
+    token("shop", 1),
+    token("brand", 0),
+    token("pruned", None),
+    number("price", 0, NumericEncoding(transform="log1p", default=1.0)),
+    number("stock", 1, NumericEncoding()),
+    number("age", 3, NumericEncoding(transform="standardize", mean=3.0, scale=0.7)),
+    number("margin", 2, NumericEncoding(transform="log1p")),
+)
+ITEM_FEATURES = ItemFeatures({spec.name for spec in FEATURES}, {"shop", "brand", "price", "stock",
+                                                               "age", "margin"})  # fmt: skip
+
+
+def plan_of(manifest: Manifest) -> FeaturePlan:
+    """A plan for the features above."""
+    inputs = (
+        TensorSpec(name="candidate_numeric", dtype="float32", shape=("N", 4)),
+        TensorSpec(name="candidate_ids", dtype="int32", shape=("N", 2)),
+    )
+    changed = manifest.model_copy(update={"features": FEATURES, "inputs": inputs, "item_id": None})
+    encoders = {s.name: make_encoder(s, TOKENS) for s in FEATURES if s.tensor is not None}
+    return FeaturePlan(changed, encoders)
+
+
+@pytest.fixture(scope="module")
+def plan(bundles: Path) -> FeaturePlan:
+    """Of tokens and numbers with every transform, and one pruned feature."""
+    return plan_of(open_bundle(bundles / "one").manifest)
+
+
+def tensors_of(plan: FeaturePlan, count: int) -> Tensors:
+    """Of candidates before anything is brought; 5 stands for what a catalogue would hold."""
+    return {name: np.full((count, len(row)), 5, row.dtype) for name, row in plan.defaults.items()}
+
+
+def laid_whole(plan: FeaturePlan, body: bytes) -> Tensors | None:
+    """By the parser and the encoders; None if they refuse it, or would warn."""
+    try:
+        request = parse_rank(body)
+        candidates = read_candidates(request, NO_LIMITS, ITEM_FEATURES)
+        tensors = tensors_of(plan, len(candidates.ids))
+        for name, column in candidates.columns.items():
+            for place, value in enumerate(column):
+                if value is not None:
+                    plan.overlay(tensors, name, [value], [place])
+    except (ServiceError, ValueError):
+        return None
+    return None if candidates.undeclared else tensors
+
+
+def laid_raw(plan: FeaturePlan, body: bytes) -> Tensors | None:
+    """As it came; None if it is left to the others."""
+    request = parse_rank_raw(body)
+    assert isinstance(request, RawRankRequest)
+    given = read_raw(request, NO_LIMITS)
+    assert given is not None
+    assert plan.raw is not None
+    tensors = tensors_of(plan, len(given.ids))
+    return tensors if plan.raw.lay(tensors, given.brought, len(given.ids)) else None
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    """To the bit."""
+    return one.keys() == other.keys() and all(
+        one[name].tobytes() == other[name].tobytes() for name in one
+    )
+
+
+literals = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?", fullmatch=True
+)
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False,
+    allow_infinity=False), st.sampled_from(TOKENS), st.text(max_size=9),
+    st.lists(st.integers(0, 3) | st.text(max_size=2), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(0, 3), max_size=1),
+)  # fmt: skip
+as_json = st.one_of(plain.map(json.dumps), literals)
+told = st.one_of(st.none(), st.sampled_from(TOKENS[:-1]), st.integers(-(10**9), 10**9))
+amounts = st.one_of(
+    st.none(), st.integers(-(2**60), 2**60), st.floats(-3e38, 3e38), st.floats(-100, 100)
+)
+names = [spec.name for spec in FEATURES]
+right = st.fixed_dictionaries(
+    {},
+    optional={name: (told if spec.kind == "categorical" else amounts).map(json.dumps)
+              for name, spec in zip(names, FEATURES, strict=True)},
+)  # fmt: skip
+anything = st.lists(
+    st.tuples(st.sampled_from([*names, "unknown", "sh\\u006fp"]), as_json), max_size=8
+)
+space = st.sampled_from(["", "", " ", "\n\t", "\r  "])
+
+
+def object_of(pairs: Any, between: str) -> str:
+    """JSON with white space of all kinds."""
+    written = (f'{between}"{name}"{between}:{between}{value}{between}' for name, value in pairs)
+    return "{" + ",".join(written) + "}"
+
+
+def rows_of(brought: list[Any], between: str) -> bytes:
+    """A body of rows."""
+    rows = [
+        json.dumps({"id": f"c{n}"})[:-1] + ', "features":' + between + each + between + "}"
+        for n, each in enumerate(brought)
+    ]
+    return ('{"candidates": [' + ", ".join(rows) + "]}").encode()
+
+
+def columns_of(count: int, pairs: Any, between: str) -> bytes:
+    """A body of columns."""
+    ids = json.dumps([f"c{n}" for n in range(count)])
+    features = object_of(pairs, between)
+    return f'{{"candidates": {{"ids": {ids}, "features": {features}}}}}'.encode()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _raw_from_the_first_byte() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schemas, "RAW_FROM", 0)
+        yield
+
+
+@given(st.lists(right, min_size=1, max_size=40), space)
+def test_rows_are_read_as_they_are_parsed(
+    plan: FeaturePlan, rows: list[dict[str, str]], between: str
+) -> None:
+    """Whatever comes in whatever order, and the rest left as it is; nothing is left to others."""
+    body = rows_of([object_of(row.items(), between) for row in rows], between)
+    expected = laid_whole(plan, body)
+    assert expected is not None
+
+    found = laid_raw(plan, body)
+
+    assert found is not None
+    assert same(found, expected)
+
+
+@given(st.data(), st.integers(0, 40), space)
+def test_columns_are_read_as_they_are_parsed(
+    plan: FeaturePlan, data: st.DataObject, count: int, between: str
+) -> None:
+    """Any features, and null for a whole column."""
+    some = data.draw(st.lists(st.sampled_from(FEATURES), unique_by=lambda spec: spec.name))
+    pairs = []
+    for spec in some:
+        value = told if spec.kind == "categorical" else amounts
+        values = data.draw(st.none() | st.lists(value, min_size=count, max_size=count))
+        pairs.append((spec.name, json.dumps(values, separators=(f"{between},", ":"))))
+    body = columns_of(count, pairs, between)
+    expected = laid_whole(plan, body)
+    assert expected is not None
+
+    found = laid_raw(plan, body)
+
+    assert found is not None
+    assert same(found, expected)
+
+
+@settings(suppress_health_check=[HealthCheck.filter_too_much], max_examples=400)
+@given(st.lists(anything, min_size=1, max_size=5), space)
+@example([[("price", "-0")], [("price", "-0.0")], [("stock", "-0")], [("stock", "-0.0")]], "")
+@example([[("price", "1e400")]], "")
+@example([[("pruned", "1e400")]], "")
+@example([[("shop", '"a"'), ("shop", "null")]], "")
+@example([[("shop", "-0")], [("shop", "7.0")], [("shop", "-3")]], "")
+@example([[("stock", "9007199254740993")], [("stock", "0.30000000000000004")]], "")
+def test_whatever_comes_is_read_right_or_left_to_the_parser(
+    plan: FeaturePlan, rows: list[Any], between: str
+) -> None:
+    """Nothing is laid that parser and encoders refuse, warn of, or lay otherwise."""
+    body = rows_of([object_of(row, between) for row in rows], between)
+    if not isinstance(_parsed(body), RawRankRequest):
+        return
+
+    found = laid_raw(plan, body)
+
+    if found is not None:
+        expected = laid_whole(plan, body)
+        assert expected is not None
+        assert same(found, expected)
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 3), st.lists(st.tuples(st.sampled_from([*names, "unknown"]), st.one_of(
+    as_json, st.lists(as_json, max_size=4).map(lambda some: f"[{','.join(some)}]"))), max_size=4),
+    space)  # fmt: skip
+def test_whatever_columns_come_are_read_right_or_left_to_the_parser(
+    plan: FeaturePlan, count: int, pairs: list[tuple[str, str]], between: str
+) -> None:
+    """Columns of another length, and what are no columns, too."""
+    body = columns_of(count, pairs, between)
+    if not isinstance(_parsed(body), RawRankRequest):
+        return
+
+    found = laid_raw(plan, body)
+
+    if found is not None:
+        expected = laid_whole(plan, body)
+        assert expected is not None
+        assert same(found, expected)
+
+
+def _parsed(body: bytes) -> RankRequest | RawRankRequest | None:
+    try:
+        return parse_rank_raw(body)
+    except ServiceError:
+        return None
+
+
+@settings(max_examples=400)
+@given(literals)
+@example("0.0000000000000000000001234")
+@example("0.00000000000000000000000001234")
+@example("9007199254740993")
+@example("1234567890.1234567")
+def test_numbers_are_those_of_python(plan: FeaturePlan, literal: str) -> None:
+    """To the bit, by the fast way and the slow one; out of range they are left."""
+    value = float(literal) if re.search(r"[.eE]", literal) else float(int(literal))
+    assert plan.raw is not None
+    rows, numbers = np.zeros((1, 2), np.int32), np.full((1, 4), np.nan)
+
+    told = kernels.read_candidates(
+        [b'{"stock":%s}' % literal.encode()], plan.raw._layout, rows, numbers
+    )
+
+    assert told == (abs(value) <= float(np.finfo(np.float32).max) and len(literal) < 40)
+    if told:
+        assert numbers[0, 1].tobytes() == np.float64(value).tobytes()
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [
+        '{"shop": "\\u0061"}', '{"shop": 7.0}', '{"shop": -0}', '{"sh\\u006fp": "a"}',
+        '{"shop": "a", "shop": "a"}', '{"unknown": 1}', '{"unknown": null}', '{"price": "1"}',
+        '{"price": true}', '{"price": 1e39}', '{"price": []}', '{"pruned": 1e400}',
+        '{"pruned": {}}', '{"pruned": [[[[[[[[[[1]]]]]]]]]]}', '{"shop": ["a"]}', "[]", '"a"', "1",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_left_to_the_parser(plan: FeaturePlan, brought: str) -> None:
+    """An escape, another type, a name twice, a name that the bundle lacks."""
+    assert laid_raw(plan, rows_of(["{}", brought], "")) is None
+
+
+def test_what_is_pruned_is_passed_over(plan: FeaturePlan) -> None:
+    """Lists, numbers and texts of a feature that the ranker does not take."""
+    some = ['[1, ["a", null], []]', "1.5e3", '"x"', "null", "false", "[]"]
+    rows = [object_of([("pruned", each), ("shop", '"b"')], " ") for each in some]
+
+    found = laid_raw(plan, rows_of(rows, " "))
+
+    assert found is not None
+    assert found["candidate_ids"][:, 1].tolist() == [3] * len(some)
+
+
+def test_a_plan_with_names_that_json_writes_otherwise_reads_nothing_raw(
+    bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quote, a backslash or another character than ASCII in a name."""
+    manifest = open_bundle(bundles / "one").manifest
+    for name in ('a"b', "a\\b", "é", "a\nb"):
+        monkeypatch.setitem(globals(), "FEATURES", (*FEATURES, token(name, None)))
+        assert plan_of(manifest).raw is None
+
+
+def test_without_compiled_loops_nothing_is_read_raw(plan: FeaturePlan) -> None:
+    """Rows and columns are left to the parser."""
+    assert plan.raw is not None
+    layout, rows, numbers = plan.raw._layout, np.zeros((1, 2), np.int32), np.zeros((1, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "COMPILED", False)
+        assert not kernels.read_candidates([b"{}"], layout, rows, numbers)
+        assert not kernels.read_columns(b"{}", layout, rows, numbers)
+    assert kernels.read_candidates([b"{}"], layout, rows, numbers)
+
+
+@given(st.binary(max_size=60) | st.text('{}[]",:\\ 0123456789.eE+-anulltrues', max_size=60).map(
+    str.encode))  # fmt: skip
+def test_no_bytes_make_the_reader_read_elsewhere(plan: FeaturePlan, raw: bytes) -> None:
+    """The parser has seen that it is JSON; were it not, nothing would happen."""
+    assert plan.raw is not None
+    rows, numbers = np.zeros((1, 2), np.int32), np.zeros((1, 4))
+
+    kernels.read_candidates([raw], plan.raw._layout, rows, numbers)
+    kernels.read_columns(raw, plan.raw._layout, rows, numbers)
+
+
+def test_the_reader_checks_what_it_is_given(plan: FeaturePlan) -> None:
+    """No memory is written that is not there."""
+    assert plan.raw is not None
+    layout = plan.raw._layout
+    read = kernels._kernels.read_features
+    rows, numbers = np.zeros((2, 2), np.int32), np.zeros((2, 4))
+    assert read((b"{}", b"{}"), 0, layout, 2, 2, rows, 4, numbers)
+    for count, width, columns in ((3, 2, 4), (2, 3, 4), (2, 2, 5), (-1, 2, 4)):
+        with pytest.raises(ValueError, match="room for each candidate"):
+            read((b"{}",), 0, layout, count, width, rows, columns, numbers)
+    for raws, first in (((b"{}",) * 3, 0), ((b"{}",), 2), ((), -1), ((b"{}",) * 2, -1)):
+        with pytest.raises(ValueError, match="one object a candidate"):
+            read(raws, first, layout, 2, 2, rows, 4, numbers)
+    for place in ((4,), (-1,), (*layout.names, 2, 2)):
+        wrong = (layout.names, (place, *layout.places[1:]))
+        with pytest.raises(ValueError, match="expected a place from 0"):
+            read((b"{}",), 0, wrong, 2, 2, rows, 4, numbers)
+    with pytest.raises(ValueError, match="a name for each feature"):
+        read((b"{}",), 0, (layout.names, layout.places[1:]), 2, 2, rows, 4, numbers)
+    with pytest.raises(TypeError):
+        read(("{}",), 0, layout, 2, 2, rows, 4, numbers)
+    with pytest.raises(TypeError, match="a tuple for each feature"):
+        read((b"{}",), 0, (layout.names, (None, *layout.places[1:])), 2, 2, rows, 4, numbers)
+
+
+BODIES: list[dict[str, Any]] = [
+    {"candidates": [{"id": "i1", "features": {"price": 9, "genre": "drama"}}, {"id": "i2"}]},
+    {"candidates": [{"id": i, "features": {"price": 2.5, "year": 7}} for i in IDS], "top_k": 2},
+    {"candidates": [{"id": "i1", "features": None}, {"id": "new", "features": {"mood": "horror"}}]},
+    {"candidates": {"ids": IDS, "features": {"price": [1, None, 3.5], "genre": None}}},
+    {"candidates": {"ids": IDS, "features": {"price": [1, 2, 3]}}, "shape": "columns"},
+    {"candidates": {"ids": IDS, "features": {"price": [1, 2]}}},
+    {"candidates": {"ids": IDS, "features": {"price": 7}}},
+    {"candidates": {"ids": IDS, "features": {"color": ["red", None, "blue"]}}},
+    {"candidates": [{"id": "i1", "features": {"price": "dear"}}]},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}, {"id": "i1", "features": {}}]},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}, "i2"]},
+    {"candidates": [{"id": "i1", "features": {"color": "red"}}], "user": {"height": 3}},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}], "explain": "features"},
+    {"candidates": [{"id": "new", "features": {"price": 1}}], "unknown_items": "drop"},
+    {"candidates": [{"id": "new", "features": {"price": 1}}], "unknown_items": "reject"},
+    {"candidates": [{"id": "new", "features": {"price": 1}}], "unknown_items": "score"},
+    {"candidates": [{"id": "x" * 600, "features": {"price": 1}}]},
+    {"candidates": [{"id": "i1", "features": {"price": "dear"}}], "user": {"age": "old"}},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}], "user": {"age": "old"}},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}], "session_items": ["i2"]},
+    {"candidates": [{"id": "i1", "features": {"price": 1e39}}], "model": "nobody"},
+    {"candidates": [{"id": "i1", "features": {"price": 1}}], "model": "nobody"},
+    {"candidates": {"ids": ["i1"], "features": {"price": 1}}, "model": "nobody"},
+    {"candidates": [{"id": n, "features": {"price": n}} for n in range(7)], "id": 7},
+    {"candidates": [{"id": n, "features": {"price": n}} for n in range(11)]},
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+async def test_answers_are_the_same_bytes(
+    serve: Serve, store: Store, bundles: Path, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rankings and refusals, whether features were read as they came or parsed."""
+    store.publish(bundles / "flat", "flat")
+    answers = []
+    async with serve(models=("flat@1",), max_candidates=10) as client:
+        for start in (0, 2**62):
+            monkeypatch.setattr(schemas, "RAW_FROM", start)
+            reply = await client.post(
+                "/rank", content=json.dumps(body).encode(), headers={"x-request-id": "same"}
+            )
+            timed = re.sub(rb'"timing_ms":\{[^}]*\}', b"", reply.content)
+            answers.append((reply.status_code, reply.headers["content-type"], timed))
+
+    assert answers[0] == answers[1]
