@@ -13,14 +13,23 @@ from compress.export import click_card
 from compress.methods.base import Compressed, keep_all, ratios
 from compress.methods.groups import SlimmingConfig
 from compress.plan import KINDS, Plan, Site, plan_as_json
-from compress.quantize import FP32
+from compress.quantize import FP32, MANY
 from compress.rankers.base import Ranker
 from compress.stages import seal_with_costs, tools, write_whole
 from model_store.bundle import Bundle
-from model_store.manifest import Card, Quality, Resources, SeedResult
+from model_store.manifest import (
+    Card,
+    NumericsTrial,
+    Quality,
+    Quantization,
+    Resources,
+    SeedResult,
+)
 
 ENOUGH: Final = 1e-4  # how far a share of bytes may be off
 LONG: Final = 0.1234567890123456  # a figure with all its digits
+REASON: Final = 200  # characters of why a graph stays as it is
+FORMS: Final = 3  # of a graph that are tried
 
 
 class SeedRun(Frozen):
@@ -100,9 +109,32 @@ def card_to_come(site: Site, dense: Ranker, bundle: Bundle) -> Card:
             "config": plan_as_json(plan),
             "data_hash": site.dataset.fingerprint,
             "tools": tools(),
-            "notes": notes(site),
+            "notes": (*notes(site), *_numerics_notes(site, ())),
+            "quantization": quantization_to_come(plan.config.export.timing_candidates)
+            if plan.config.quantize.numerics != FP32
+            else None,
         }
     )
+
+
+def quantization_to_come(candidates: int) -> Quantization:
+    """As long as it is where all forms are tried and none taken: the graph stays as it was.
+
+    Args:
+        candidates: of the requests that are timed.
+    """
+    sizes = (candidates, MANY)
+    trial = NumericsTrial(
+        numerics="int8-dynamic",
+        auc=LONG,
+        logloss=LONG,
+        moved=LONG,
+        split_gap=LONG,
+        bytes=1_000_000_000,
+        us_per_request=dict.fromkeys(sizes, LONG),
+        speedup=dict.fromkeys(sizes, (LONG, LONG, LONG)),
+    )
+    return Quantization(chosen=FP32, reason="x" * REASON, trials=(trial,) * FORMS)
 
 
 def write_card(site: Site, runs: Sequence[SeedRun], bundles: dict[str, Bundle]) -> Card:

@@ -28,6 +28,7 @@ from compress.progress import Progress
 from compress.rankers.base import Field, Keep, Layer, Ranker, Sizes
 from compress.shipping import shipped
 from compress.slim import slim
+from compress.stages import write_whole
 from compress.tables import TableMethod
 from compress.vocabularies import in_few_bytes
 from model_store.bundle import Bundle, manifest_text
@@ -281,7 +282,7 @@ class MeasuredPricing:
             {"widths": dict(t.sizes.widths), "hidden": dict(t.sizes.hidden), "us": t.us}
             for t in timed
         ]
-        self.cache.write_text(json.dumps(rows))
+        write_whole(self.cache, json.dumps(rows))
         return timed
 
 

@@ -502,7 +502,8 @@ class Ranker(nn.Module, ABC):
         of_tensor = {name: [f for f in live if f.tensor == name] for name in get_args(InputName)}
         embedded = [*of_tensor["request_ids"], *of_tensor["candidate_ids"]]
         places = _places(embedded, config)
-        self._check_widths(places)
+        numeric = [f"{side}_numeric" for side in SIDES if of_tensor[f"{side}_numeric"]]
+        self._check_widths([*places, *numeric])
         self.request, self.candidate = (
             Side(
                 name,
@@ -515,12 +516,11 @@ class Ranker(nn.Module, ABC):
         )
         self.tables = _tables(list(places.values()), generator)
 
-    def _check_widths(self, places: Mapping[str, Place]) -> None:
-        fields = [*places, *(f"{side}_numeric" for side in SIDES)]
+    def _check_widths(self, fields: Sequence[str]) -> None:
         if unknown := sorted(set(self.config.widths).difference(fields)):
             raise ConfigError(
                 f"ranker.widths: no fields {unknown}{nearest(unknown[0], fields)}; "
-                f"there are {', '.join(sorted(places))}"
+                f"there are {', '.join(sorted(fields))}"
             )
 
     @property

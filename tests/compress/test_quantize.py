@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compress import int8
+from compress.card import quantization_to_come
 from compress.config import QuantizeConfig
 from compress.costs import bytes_by_part
 from compress.data.base import Part
@@ -185,6 +186,7 @@ def test_what_does_not_pay_leaves_the_graph_and_says_why(
     assert kept.manifest.numerics == FP32
     assert kept.manifest.golden_tolerance == 0
     assert kept.manifest.files == exported.manifest.files
+    assert len(found.model_dump_json()) <= len(quantization_to_come(20).model_dump_json())
 
 
 def test_a_ranker_of_narrow_layers_is_not_even_tried(

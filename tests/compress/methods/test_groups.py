@@ -15,6 +15,7 @@ from compress.methods.problem import fit_budget
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import mask, slim
 from compress.train import Columns, TrainingData
+from tests.compress.conftest import FEATURES
 
 Build = Callable[..., Ranker]
 Clicks = Callable[..., TrainingData]
@@ -289,3 +290,12 @@ def test_a_mistyped_field_in_widths_is_refused(build: Build) -> None:
     said = r"no fields \['usr'\]; did you mean 'user'\?; there are brand, "
     with pytest.raises(ConfigError, match=said):
         build("dlrm", {"widths": {"usr": 2}})
+
+
+def test_the_width_of_numbers_that_are_not_there_is_refused(build: Build) -> None:
+    """A side without numeric features has no vector for them."""
+    without = [f for f in FEATURES if f.tensor != "candidate_numeric"]
+    build("dlrm", {"widths": {"candidate_numeric": 2}})
+
+    with pytest.raises(ConfigError, match=r"no fields \['candidate_numeric'\]"):
+        build("dlrm", {"widths": {"candidate_numeric": 2}}, without)
