@@ -5,8 +5,8 @@
 Up to three servers take the same bodies in turn, all on one core, asked from another: the service,
 a bare endpoint whose score is a hash (`benchmarks.null_server`), and, where ``--stock`` names a
 click-through bundle, FastAPI with pydantic over ONNX Runtime with that bundle, which gets rows
-whatever the others get; with ``--plain`` that graph, which computes every row in full. Sessions are
-drawn anew for every body, of the lengths of real ones.
+whatever the others get; with ``--plain`` that graph, which computes every row in full. Sessions,
+of the lengths of real ones, are drawn anew for every body, or are those of a few pages.
 """
 
 import argparse
@@ -35,6 +35,8 @@ from model_store.errors import StoreError
 from model_store.store import open_store
 
 BODIES: Final = 512
+# Twice as many as the service remembers, so that it knows none; and as few as pages at one time.
+SESSIONS: Final = {"ids": BODIES, "ids, session known": 32}
 NULL: Final = Peer(
     name="null",
     title="null",
@@ -79,7 +81,9 @@ def cases(bundles: Mapping[str, Bundle], sizes: Iterable[int], stock: str | None
         for ref, bundle in bundles.items():
             try:
                 if bundle.manifest.session is not None:
-                    yield Case(ref, "ids", candidates, session_bodies(bundle, ref, candidates))
+                    for shape, sessions in SESSIONS.items():
+                        bodies = session_bodies(bundle, ref, candidates, sessions)
+                        yield Case(ref, shape, candidates, bodies)
                 else:
                     yield from click_cases(bundle, ref, candidates, stock)
             except TooFew as error:
@@ -99,24 +103,25 @@ def click_cases(bundle: Bundle, model: str, candidates: int, stock: str | None) 
         yield Case(model, form, candidates, bodies(model, form), usual)
 
 
-def session_bodies(bundle: Bundle, model: str, candidates: int) -> list[bytes]:
-    """Ids after sessions of random items, each as long as a golden one."""
+def session_bodies(bundle: Bundle, model: str, candidates: int, sessions: int) -> list[bytes]:
+    """Ids after sessions of random items, each as long as a golden one; so many are different."""
     table = bundle.session_table()
     ids = [] if table is None else list(table.ids)
     if candidates > len(ids):
         raise TooFew(f"{candidates} candidates wanted, the bundle knows {len(ids)}")
     lengths = [len(session) for session in traffic.read_sessions(bundle.root)]
     rng = random.Random(1)  # noqa: S311  a load, no secret
+    after = [rng.choices(ids, k=rng.choice(lengths)) for _ in range(sessions)]
     return [
         orjson.dumps(
             {
                 "model": model,
-                "session_items": rng.choices(ids, k=rng.choice(lengths)),
+                "session_items": after[number % sessions],
                 "candidates": rng.sample(ids, candidates),
                 "shape": "columns",
             }
         )
-        for _ in range(BODIES)
+        for number in range(BODIES)
     ]
 
 

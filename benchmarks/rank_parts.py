@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final
@@ -36,7 +36,7 @@ from service.candidates import Limits
 from service.click_ranking import ClickRanking
 from service.ranking import Prepared, Ranking
 from service.schemas import parse_rank_raw
-from service.session_ranking import SessionRanking
+from service.session_ranking import SessionPrepared, SessionRanking
 from service.settings import Settings
 
 BODIES: Final = 32  # of each shape, so that not one is answered from the nearest cache
@@ -135,6 +135,8 @@ def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
     prepared = ranking.prepare_as_it_came(parse_rank_raw(body), limits)
     if prepared is None:
         raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
+    if isinstance(ranking, SessionRanking) and isinstance(prepared, SessionPrepared):
+        return replace(prepared, encode=prepared.encode.__wrapped__)  # as of a new session
     return prepared
 
 
@@ -167,6 +169,7 @@ async def measure(
     for turn in range(WARM + rounds):
         n = turn % len(raw)
         for app, times in ((service, found), (null_server.app, least)):
+            ranking.forget()
             began = perf_counter_ns()
             await asked(app, raw[n])
             times["whole"].append(perf_counter_ns() - began)

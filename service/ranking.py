@@ -158,6 +158,9 @@ class Ranking(ABC):
             BadScores: the graph failed, or answered with no number.
         """
 
+    def forget(self) -> None:  # noqa: B027  most have nothing to forget
+        """Forget what earlier requests have left: the next is as dear as a first one."""
+
     def predicted_us(self, request: Request, size: int) -> float:
         """What preparing and ranking will cost, of a request whose body has ``size`` bytes."""
         if isinstance(request, RecommendRequest):

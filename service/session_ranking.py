@@ -8,8 +8,9 @@ So whatever form the item vectors have, the best of the whole catalogue can be f
 session's items lead to can only add to a score, and these are few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ from service.scorer import OrtEncoder, Ways, require_finite
 log = structlog.get_logger(__name__)
 
 NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
+REMEMBERED: Final = 256  # sessions: the lists of one page come together, and have one session
 NOBODY: Final = np.empty(0, np.intp)
 
 
@@ -58,13 +60,26 @@ class SessionPrepared(Prepared):
 
     Attributes:
         catalogue: the one that the request's rows belong to.
+        encode: what its session's rows, as bytes, lead to.
         session: (L,) rows of the session's items, oldest first.
         rows: (N,) the candidates' rows, -1 for unknown ones; of /recommend the excluded ones.
     """
 
     catalogue: Catalogue
+    encode: Callable[[bytes], Ways]
     session: Rows
     rows: Rows
+
+    def ways(self) -> Ways:
+        """The ways to the next item; remembered, where the session has been asked after before."""
+        return self.encode(self.session.tobytes())
+
+
+class _Serving(NamedTuple):
+    """A catalogue, and what encodes sessions of its rows. It goes with its catalogue."""
+
+    catalogue: Catalogue
+    encode: Callable[[bytes], Ways]
 
 
 class Reached(NamedTuple):
@@ -77,8 +92,7 @@ class Reached(NamedTuple):
 class SessionRanking(Ranking):
     """Ranks items by what comes next in a session.
 
-    Attributes:
-        catalogue: replaced whole when fresh items come; requests keep the one they began with.
+    Its catalogue is replaced whole when fresh items come; requests keep the one they began with.
     """
 
     def __init__(
@@ -93,8 +107,8 @@ class SessionRanking(Ranking):
         encoder: OrtEncoder,
     ) -> None:
         super().__init__(name, version, manifest, digest)
-        self.spec, self.catalogue = spec, catalogue
-        self._encoder = encoder
+        self.spec, self._encoder = spec, encoder
+        self.catalogue = catalogue
         base = catalogue.base
         for way, needed in (("query", base.vectors), ("follow", base.neighbours)):
             if encoder.has(way) and needed is None:
@@ -102,6 +116,21 @@ class SessionRanking(Ranking):
         # The longest and the shortest: a graph that fails on one would fail requests.
         for length in (spec.length, 0):
             encoder.encode(np.zeros((length, spec.dim), np.float32))
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is ranked."""
+        return self._serving.catalogue
+
+    @catalogue.setter
+    def catalogue(self, catalogue: Catalogue) -> None:
+        # Nothing of it holds the ranking, which is to go at once when another one replaces it.
+        encode = lru_cache(REMEMBERED)(partial(_encoded, self._encoder, catalogue))
+        self._serving = _Serving(catalogue, encode)
+
+    def forget(self) -> None:
+        """As `Ranking.forget`: no session has been asked after."""
+        self.catalogue = self.catalogue
 
     @property
     def table(self) -> Catalogue:
@@ -115,7 +144,7 @@ class SessionRanking(Ranking):
 
     def prepare(self, request: RankRequest, limits: Limits) -> SessionPrepared:
         """Check a request and look its items up; raises as `Ranking.prepare`."""
-        catalogue = self.catalogue
+        catalogue, encode = self._serving
         candidates = read_candidates(request, limits, NO_FEATURES)
         session, warnings = self._session(request, limits, catalogue)
         candidates, repeated = without_repeats(candidates)
@@ -132,13 +161,14 @@ class SessionRanking(Ranking):
             top_k=request.top_k,
             method=None,
             catalogue=catalogue,
+            encode=encode,
             session=session,
             rows=NOBODY if kept is None else kept,
         )
 
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> SessionPrepared:
         """Check a request; raises as `Ranking.prepare_best`, but for the catalogue's size."""
-        catalogue = self.catalogue
+        catalogue, encode = self._serving
         session, warnings = self._session(request, limits, catalogue)
         excluded = np.unique(catalogue.rows(read_excluded(request.exclude, limits)))
         return SessionPrepared(
@@ -149,6 +179,7 @@ class SessionRanking(Ranking):
             top_k=min(request.top_k or RECOMMENDED, limits.candidates, len(catalogue)),
             method="exact",
             catalogue=catalogue,
+            encode=encode,
             session=session,
             rows=excluded[excluded >= 0],
         )
@@ -169,8 +200,7 @@ class SessionRanking(Ranking):
 
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
-        catalogue, session = prepared.catalogue, prepared.session
-        ways = self._encoder.encode(catalogue.vectors(session))
+        catalogue, session, ways = prepared.catalogue, prepared.session, prepared.ways()
         scores = _generated(catalogue, ways.query, prepared.rows)
         if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
             kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
@@ -192,8 +222,7 @@ class SessionRanking(Ranking):
         return Ranked(prepared.catalogue.ids(best.rows), best.scores, [])
 
     def _best(self, prepared: SessionPrepared) -> Best:
-        catalogue, excluded = prepared.catalogue, prepared.rows
-        ways = self._encoder.encode(catalogue.vectors(prepared.session))
+        catalogue, excluded, ways = prepared.catalogue, prepared.rows, prepared.ways()
         led_to = reached(prepared.session, ways, catalogue.base.neighbours)
         wanted = prepared.top_k or RECOMMENDED
         # Of the items that a session does not lead to, none but these can be among the best.
@@ -210,6 +239,10 @@ class SessionRanking(Ranking):
         )
         allowed = ~np.isin(rows, excluded)
         return Best.sorted(rows[allowed], scores[allowed], wanted)
+
+
+def _encoded(encoder: OrtEncoder, catalogue: Catalogue, session: bytes) -> Ways:
+    return encoder.encode(catalogue.vectors(np.frombuffer(session, np.intp)))
 
 
 def _generated(catalogue: Catalogue, query: Floats | None, rows: Rows) -> Floats:

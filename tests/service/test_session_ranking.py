@@ -1,7 +1,9 @@
 """POST /rank and /recommend with session rankers, over real bundles of every form."""
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -606,6 +608,7 @@ async def test_scores_are_finite_or_an_error_of_ours(serve: Serve, world: World)
         ranking = client.service.parts.loader.resolve("session")
         assert isinstance(ranking, SessionRanking)
         ranking._encoder = _Encoder(Ways(query, None, None))
+        ranking.forget()
         for path, body in (("/rank", {"candidates": IDS}), ("/recommend", {})):
             reply = await client.post(path, json=body)
 
@@ -634,6 +637,64 @@ async def test_what_a_graph_answers_is_checked(
         with pytest.raises(BadScores) as caught:
             encoder.encode(np.zeros((2, 4), np.float32))
     assert said in f"{caught.value}"
+
+
+class _Counting(OrtEncoder):
+    """Counts how often it is asked."""
+
+    def __init__(self, encoder: OrtEncoder) -> None:
+        self._encoder, self.asked = encoder, 0
+
+    def encode(self, session: Any) -> Ways:
+        """As the encoder."""
+        self.asked += 1
+        return self._encoder.encode(session)
+
+
+async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
+    """However many lists are ranked after it; another session, or other fresh items, anew."""
+    async with serve(models=SESSION) as client:
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        ranking._encoder = counting = _Counting(ranking._encoder)
+        ranking.forget()
+
+        async def asked(path: str, *session: str, **more: Any) -> tuple[int, Any]:
+            before = counting.asked
+            reply = await ask(client, path, session_items=session, **more)
+            return counting.asked - before, [item["score"] for item in reply["items"]]
+
+        first, scores = await asked("/rank", "i1", "i2", candidates=IDS)
+        again, same = await asked("/rank", "i1", "i2", candidates=IDS)
+        fewer, some = await asked("/rank", "i1", "i2", candidates=IDS[:2])
+        found, _ = await asked("/recommend", "i1", "i2")
+        other, _ = await asked("/rank", "i2", "i1", candidates=IDS)
+        ranking.catalogue = ranking.catalogue.with_fresh(ranking.catalogue.fresh)
+        anew, still = await asked("/rank", "i1", "i2", candidates=IDS)
+
+    assert (first, again, fewer, found, other, anew) == (1, 0, 0, 0, 1, 1)
+    assert scores == same == still
+    assert set(some) <= set(scores)
+
+
+async def test_a_ranking_goes_when_nothing_serves_it(serve: Serve, world: World) -> None:
+    """At once, without the garbage collector, which hardly ever looks at all that lives."""
+    async with serve(models=SESSION) as client:
+        await ask(client, "/rank", session_items=["i1"], candidates=IDS)
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        own = SessionRanking(
+            name="own", version="1", manifest=ranking.manifest, digest=ranking.digest,
+            spec=ranking.spec, catalogue=ranking.catalogue, encoder=ranking._encoder,
+        )  # fmt: skip
+        own._serving.encode(np.zeros(1, np.intp).tobytes())
+        gone = weakref.ref(own)
+        gc.disable()
+        try:
+            del own
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 # What a session leads to
