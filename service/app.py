@@ -278,8 +278,8 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     finally:
         for follower in followers:
             await _stop(follower)
-        await parts.cache.close()
         parts.tally.settle()
+        await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 
 

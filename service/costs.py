@@ -37,7 +37,7 @@ class _Point(NamedTuple):
 def measured(
     ranking: Ranking, requests: Sequence[RankRequest], clock: Clock = time.thread_time
 ) -> Costs:
-    """What a ranking's work costs; nothing where there is no request to measure with.
+    """What a ranking's work costs; that of candidates is 0 where none are there to measure with.
 
     Args:
         ranking: it has run warm.
@@ -45,18 +45,23 @@ def measured(
         clock: seconds that this thread has worked.
     """
     whole = [request for request in requests if count_of(request)]
-    if not whole:
-        return Costs()
+    costs = _of_candidates(ranking, whole, clock) if whole else Costs()
+    if ranking.manifest.session is None:
+        return costs._replace(catalogue_us=costs.fixed_us + ranking.items * costs.candidate_us)
+    wanted = RecommendRequest(session_items=whole[-1].session_items if whole else None)
+    return costs._replace(
+        catalogue_us=min(_finding_us(ranking, wanted, clock) for _ in range(RUNS))
+    )
+
+
+def _of_candidates(ranking: Ranking, whole: Sequence[RankRequest], clock: Clock) -> Costs:
     few = _least(ranking, [_first_alone(each) for each in whole], clock)
     many = _least(ranking, whole, clock)
-    fixed_us = few.prepare_us + few.rank_us
-    byte_us = _slope(many.prepare_us - few.prepare_us, many.bytes - few.bytes)
-    candidate_us = _slope(many.rank_us - few.rank_us, many.candidates - few.candidates)
-    if ranking.manifest.session is None:
-        return Costs(fixed_us, byte_us, candidate_us, fixed_us + ranking.items * candidate_us)
-    wanted = RecommendRequest(session_items=whole[-1].session_items)
-    catalogue_us = min(_finding_us(ranking, wanted, clock) for _ in range(RUNS))
-    return Costs(fixed_us, byte_us, candidate_us, catalogue_us)
+    return Costs(
+        fixed_us=few.prepare_us + few.rank_us,
+        byte_us=_slope(many.prepare_us - few.prepare_us, many.bytes - few.bytes),
+        candidate_us=_slope(many.rank_us - few.rank_us, many.candidates - few.candidates),
+    )
 
 
 def _finding_us(ranking: Ranking, wanted: RecommendRequest, clock: Clock) -> float:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from select import PIPE_BUF
 from typing import Any, Final, Literal
 
@@ -76,18 +77,33 @@ def _is_text(style: Format) -> bool:
     return style == "text" or (style == "auto" and sys.stdout.isatty())
 
 
+class _Lossy:
+    """A stream whose lines are lost where nothing can be written: what told of them goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, line: str | bytes) -> None:
+        with suppress(OSError, ValueError):  # nobody reads, a full disk; a closed stream
+            self._stream.write(line)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(level: str, style: Format) -> None:
     """Send our events and those of the libraries to standard output, in one format."""
     number = logging.getLevelNamesMapping()[level.upper()]
     if _is_text(style):
         ours: list[Processor] = [structlog.dev.ConsoleRenderer()]
         theirs = ours
-        factory: Callable[..., Any] = structlog.WriteLoggerFactory(sys.stdout)
+        factory: Callable[..., Any] = structlog.WriteLoggerFactory(_Lossy(sys.stdout))  # type: ignore[arg-type]
     else:
         stack = structlog.processors.format_exc_info
         ours = [stack, structlog.processors.JSONRenderer(serializer=_to_json)]
         theirs = [stack, structlog.processors.JSONRenderer(serializer=_to_text)]
-        factory = structlog.BytesLoggerFactory(sys.stdout.buffer)
+        factory = structlog.BytesLoggerFactory(_Lossy(sys.stdout.buffer))  # type: ignore[arg-type]
     structlog.configure(
         processors=[*_SHARED, *ours],
         wrapper_class=structlog.make_filtering_bound_logger(number),

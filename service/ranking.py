@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_store.manifest import Manifest
 from service.candidates import NO_FEATURES, NO_LIMITS, Candidates, Limits
 from service.errors import Warned
-from service.features import undeclared
+from service.features import REQUEST_SIDES, undeclared
 from service.schemas import (
     CandidateColumns,
     Features,
@@ -100,6 +100,10 @@ class Ranking(ABC):
         self.manifest, self.digest = manifest, digest
         self.flops_per_candidate = manifest.flops
         self._features = {spec.name: spec for spec in manifest.features}
+        self._user, self._context = (
+            frozenset(spec.name for spec in manifest.features if spec.side == side)
+            for side in REQUEST_SIDES
+        )
 
     @property
     @abstractmethod
@@ -216,8 +220,11 @@ class Ranking(ABC):
 
     def _undeclared(self, request: Request, of_items: Mapping[str, int]) -> list[Warned]:
         """Warnings of the features that a request brings and the bundle does not know."""
-        warnings = undeclared(self._features, "user", _given(request.user))
-        warnings += undeclared(self._features, "context", _given(request.context))
+        user, context, warnings = request.user or NO_FEATURES, request.context or NO_FEATURES, []
+        if not self._user >= user.keys():
+            warnings += undeclared(self._features, "user", _given(user))
+        if not self._context >= context.keys():
+            warnings += undeclared(self._features, "context", _given(context))
         return warnings + undeclared(self._features, "item", of_items)
 
 
@@ -240,9 +247,9 @@ def count_of(request: RankRequest | RawRankRequest) -> int:
     return len(given.ids) if isinstance(given, CandidateColumns | RawColumns) else len(given)
 
 
-def _given(side: Features | None) -> dict[str, int]:
+def _given(side: Features) -> dict[str, int]:
     """The features of the request side that came with a value: once each."""
-    return {name: 1 for name, value in (side or NO_FEATURES).items() if value is not None}
+    return {name: 1 for name, value in side.items() if value is not None}
 
 
 def without_repeats(candidates: Candidates) -> tuple[Candidates, list[Warned]]:

@@ -82,6 +82,21 @@ async def test_the_whole_catalogue_is_measured_by_itself(
     assert costs.catalogue_us == pytest.approx(300)
 
 
+async def test_the_whole_catalogue_is_measured_without_candidates_too(
+    serve: Serve, store: Store, tmp_path: Path
+) -> None:
+    """A session ranker's bundle may have golden requests without any, or none at all."""
+    store.publish(World().write(tmp_path / "session").root, "session")
+    async with serve(models=("session@1",)) as client:
+        ranking = client.service.parts.loader.resolve("session")
+
+        for requests in ([], [RankRequest(candidates=[])]):
+            costs = measured(ranking, requests)
+
+            assert costs.catalogue_us > 0
+            assert costs._replace(catalogue_us=0.0) == Costs()
+
+
 @pytest.mark.parametrize("requests", [[], [RankRequest(candidates=[])]])
 async def test_nothing_to_measure_with_predicts_nothing(
     serve: Serve, requests: Sequence[RankRequest]
