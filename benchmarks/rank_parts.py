@@ -35,7 +35,7 @@ from service.app import Service, create_app
 from service.candidates import Limits
 from service.click_ranking import ClickRanking
 from service.ranking import Prepared, Ranking
-from service.schemas import parse_rank_raw
+from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
 from service.session_ranking import SessionPrepared, SessionRanking
 from service.settings import Settings
 
@@ -106,7 +106,7 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
 
     They are given what the part before made, made once.
     """
-    requests = [parse_rank_raw(body) for body in raw]
+    requests = [parsed(ranking, body) for body in raw]
     prepared = [prepared_of(ranking, body, limits) for body in raw]
     scores = [ranking.score(each) for each in prepared]
     ranked = [ranking.rank(each) for each in prepared]
@@ -121,8 +121,8 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
         return [ids[place] for place in best.tolist()], scores[n][best]
 
     return {
-        "parse": lambda n: parse_rank_raw(raw[n]),
-        "look-up and features": lambda n: ranking.prepare_as_it_came(requests[n], limits),
+        "parse": lambda n: parsed(ranking, raw[n]),
+        "look-up and features": lambda n: ranking.prepare_any(requests[n], limits),
         "score": lambda n: ranking.score(prepared[n]),
         "top-k": order,
         "answer": lambda n: ranking.answer(requests[n], prepared[n], ranked[n]),
@@ -130,9 +130,14 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
     }
 
 
+def parsed(ranking: Ranking, body: bytes) -> RankRequest | RawRankRequest:
+    """As the endpoint does it."""
+    return (parse_rank_raw(body) if ranking.reads_raw else None) or parse_rank(body)
+
+
 def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
     """What a body is ranked by."""
-    prepared = ranking.prepare_as_it_came(parse_rank_raw(body), limits)
+    prepared = ranking.prepare_any(parsed(ranking, body), limits)
     if prepared is None:
         raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
     if isinstance(ranking, SessionRanking) and isinstance(prepared, SessionPrepared):

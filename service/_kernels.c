@@ -1,9 +1,11 @@
 /* The loops of service/kernels.py, which says what each is for and how the codes lie in memory.
  *
- * They trust what they get, but for rows: kernels.py checks types and shapes, and whoever loads
- * codes has seen that all are below K. Every score is a sum of float32 in the order of the codebooks, so that all
- * ways to it give equal numbers. The GIL is free while they run, but for find_ids, longest,
- * lay_tokens and numbers, which read Python's objects.
+ * Those over codes trust what they get, but for rows: kernels.py checks types and shapes, and whoever
+ * loads codes has seen that all are below K. Every score is a sum of float32 in the order of the
+ * codebooks, so that all ways to it give equal numbers. The GIL is free while they run.
+ *
+ * Those over ids, tokens and JSON check what they read. They keep the GIL, as they read Python's
+ * objects; read_features lets it go where there is much to read.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -20,9 +22,10 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 10 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 11 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
+#define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
 
 /* ---- the best so far: a heap, its root the worst; of equal scores the later row is worse ---- */
 
@@ -467,6 +470,13 @@ static int lay_column(PyObject *column, int32_t *rows, Py_ssize_t count, Py_ssiz
     return done ? known == count : -1;
 }
 
+/* Rows of so many columns in a buffer; -1 if it does not hold whole ones. */
+static Py_ssize_t rows_in(const Py_buffer *buffer, Py_ssize_t columns, Py_ssize_t size)
+{
+    Py_ssize_t values = buffer->len / size;
+    return columns > 0 && buffer->len % size == 0 && values % columns == 0 ? values / columns : -1;
+}
+
 /* The columns that hold something that is neither a text nor None; what came before it is laid. */
 static PyObject *py_lay_tokens(PyObject *self, PyObject *args)
 {
@@ -475,13 +485,13 @@ static PyObject *py_lay_tokens(PyObject *self, PyObject *args)
     Py_buffer rows;
     if (!PyArg_ParseTuple(args, "O!nw*", &PyTuple_Type, &columns, &width, &rows))
         return NULL;
-    Py_ssize_t bytes = width * (Py_ssize_t)sizeof(int32_t);
-    if (width < 1 || rows.len % bytes)
+    Py_ssize_t count = rows_in(&rows, width, sizeof(int32_t));
+    if (count < 0)
         PyErr_Format(PyExc_ValueError, "expected rows of %zd columns", width);
     else
         left = PyList_New(0);
     for (Py_ssize_t j = 0; left && j < PyTuple_GET_SIZE(columns); j++) {
-        int laid = lay_column(PyTuple_GET_ITEM(columns, j), rows.buf, rows.len / bytes, width);
+        int laid = lay_column(PyTuple_GET_ITEM(columns, j), rows.buf, count, width);
         PyObject *place = laid == 0 ? PyLong_FromSsize_t(j) : NULL;
         if (laid < 0 || (laid == 0 && (!place || PyList_Append(left, place) < 0)))
             Py_CLEAR(left);
@@ -554,17 +564,23 @@ static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, 
     return 0;
 }
 
+/* Whether a tensor is of so many candidates and columns. */
+static int has_room(const Py_buffer *tensor, Py_ssize_t candidates, Py_ssize_t columns,
+                    Py_ssize_t size)
+{
+    return columns == 0 ? tensor->len == 0 : rows_in(tensor, columns, size) == candidates;
+}
+
 /* Whether there is a name for each feature, and tensors have room for all candidates; an error is
  * set if not. */
 static int make_features(Reader *reader, const Ids *names, const Py_buffer *rows,
                          const Py_buffer *numbers, PyObject *places, Lent *lent)
 {
-    Py_ssize_t row = reader->width * (Py_ssize_t)sizeof(int32_t);
-    Py_ssize_t numbers_row = reader->columns * (Py_ssize_t)sizeof(double);
     reader->rows = rows->buf;
     reader->numbers = numbers->buf;
-    if (names->items != reader->count || reader->candidates < 0 || row < 0 || numbers_row < 0 ||
-        rows->len != reader->candidates * row || numbers->len != reader->candidates * numbers_row) {
+    if (names->items != reader->count || reader->candidates < 0 ||
+        !has_room(rows, reader->candidates, reader->width, sizeof(int32_t)) ||
+        !has_room(numbers, reader->candidates, reader->columns, sizeof(double))) {
         PyErr_SetString(PyExc_ValueError,
                         "expected a name for each feature, and room for each candidate");
         return 0;
@@ -576,31 +592,44 @@ static int make_features(Reader *reader, const Ids *names, const Py_buffer *rows
 }
 
 /* Read what candidates from ``first`` on bring, an object each, or what all do by one object if it
- * is -1; 1 if all could be told, 0 if not, -1 if an error is set. */
+ * is -1. Whether all could be told. */
+static int read_texts(Reader *reader, const Ids *names, Py_ssize_t first, const Py_buffer *json,
+                      Py_ssize_t many)
+{
+    for (Py_ssize_t i = 0; i < many; i++) {
+        Text text = {json[i].buf, (const char *)json[i].buf + json[i].len};
+        if (!read_object(reader, names, first < 0 ? first : first + i, text))
+            return 0;
+    }
+    look_up_waiting(reader); /* of tokens that still lie in what was lent */
+    return 1;
+}
+
+/* The same of what lends its bytes; -1 if an error is set. */
 static int read_raws(Reader *reader, const Ids *names, Py_ssize_t first, PyObject *raws)
 {
-    Py_ssize_t many = PyTuple_GET_SIZE(raws), taken = 0;
+    Py_ssize_t many = PyTuple_GET_SIZE(raws), lent = 0, bytes = 0;
     if (first < 0 ? many != 1 : many > reader->candidates - first) {
         PyErr_SetString(PyExc_ValueError, "expected one object a candidate, or one of columns");
         return -1;
     }
     Py_buffer *json = PyMem_Calloc((size_t)many + 1, sizeof *json);
-    int told = json ? 1 : -1;
-    if (!json)
+    if (!json) {
         PyErr_NoMemory();
-    for (; told == 1 && taken < many; taken++) {
-        Py_buffer *lent = &json[taken];
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(raws, taken), lent, PyBUF_SIMPLE) < 0) {
-            told = -1;
-        } else {
-            Text text = {lent->buf, (const char *)lent->buf + lent->len};
-            told = read_object(reader, names, first < 0 ? first : first + taken, text);
-        }
+        return -1;
     }
-    if (told == 1)
-        look_up_waiting(reader); /* of tokens that still lie in what was lent */
-    while (taken--)
-        PyBuffer_Release(&json[taken]);
+    int told = -1;
+    while (lent < many && !PyObject_GetBuffer(PyTuple_GET_ITEM(raws, lent), &json[lent], PyBUF_SIMPLE))
+        bytes += json[lent++].len;
+    if (lent == many) {
+        /* The event loop may wait for the GIL; where there is little to read it would rather keep it. */
+        PyThreadState *state = bytes > LONG_JSON ? PyEval_SaveThread() : NULL;
+        told = read_texts(reader, names, first, json, many);
+        if (state)
+            PyEval_RestoreThread(state);
+    }
+    while (lent--)
+        PyBuffer_Release(&json[lent]);
     PyMem_Free(json);
     return told;
 }

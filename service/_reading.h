@@ -158,43 +158,51 @@ static int is_whole(Text number)
     return 1;
 }
 
-/* A number as Python reads it: up to 15 digits and a power of ten up to 22 are exact, and so one
- * product or quotient rounds as it should (Clinger, PLDI 1990). */
-static int to_double(Text number, double *value)
+static int as_python_reads(Text number, double *value)
+{
+    char copy[LONGEST_NUMBER + 1] = {0};
+    memcpy(copy, number.at, (size_t)(number.end - number.at));
+    PyGILState_STATE state = PyGILState_Ensure(); /* it may have been let go */
+    *value = PyOS_string_to_double(copy, NULL, NULL);
+    int wrong = *value == -1.0 && PyErr_Occurred();
+    if (wrong)
+        PyErr_Clear();
+    PyGILState_Release(state);
+    return !wrong && isfinite(*value);
+}
+
+/* Up to 15 digits and a power of ten up to 22 are exact doubles, and so one quotient rounds as it
+ * should (Clinger, PLDI 1990), where doubles are computed as such. 0 if this number is none. */
+static int is_exact(Text number, double *value)
 {
     static const double powers[EXACT_POWER + 1] = {
         1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
         1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-    Text rest = number;
-    int negative = *rest.at == '-', digits = 0, behind = 0, point = 0;
+    int negative = *number.at == '-', digits = 0, behind = 0, point = 0;
     uint64_t mantissa = 0;
-    for (rest.at += negative; rest.at < rest.end; rest.at++) {
-        if (*rest.at == '.') {
+    for (number.at += negative; number.at < number.end; number.at++) {
+        if (*number.at == '.') {
             point = 1;
             continue;
         }
-        if (!is_digit(*rest.at))
-            break;
-        mantissa = mantissa * 10 + (uint64_t)(*rest.at - '0');
+        if (!is_digit(*number.at) || digits == WHOLE_DOUBLE)
+            return 0;
+        mantissa = mantissa * 10 + (uint64_t)(*number.at - '0');
         digits += mantissa > 0;
         behind += point;
-        if (digits > WHOLE_DOUBLE)
-            break;
     }
-    if (rest.at == rest.end && behind <= EXACT_POWER) {
-        *value = (double)mantissa / powers[behind];
-        if (negative && (mantissa || point)) /* -0 is a whole number, and these know one zero */
-            *value = -*value;
-        return 1;
-    }
-    char copy[LONGEST_NUMBER + 1] = {0};
-    memcpy(copy, number.at, (size_t)(number.end - number.at));
-    *value = PyOS_string_to_double(copy, NULL, NULL);
-    if (*value == -1.0 && PyErr_Occurred()) {
-        PyErr_Clear();
+    if (behind > EXACT_POWER || FLT_EVAL_METHOD != 0)
         return 0;
-    }
-    return isfinite(*value);
+    *value = (double)mantissa / powers[behind];
+    if (negative && (mantissa || point)) /* -0 is a whole number, and these know one zero */
+        *value = -*value;
+    return 1;
+}
+
+/* A number as Python reads it; 0 if it is out of range. */
+static int to_double(Text number, double *value)
+{
+    return is_exact(number, value) || as_python_reads(number, value);
 }
 
 static int pass_value(Text *text, int depth)

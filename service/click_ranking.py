@@ -72,6 +72,7 @@ class ClickRanking(Ranking):
     ) -> None:
         super().__init__(name, version, manifest, digest)
         self._table, self._plan, self._scorer = table, plan, scorer
+        self.reads_raw = plan.raw is not None
         self._item_features = ItemFeatures(plan.item_features, plan.item_encoders.keys())
 
     @property
@@ -109,8 +110,10 @@ class ClickRanking(Ranking):
 
     def prepare_raw(self, request: RawRankRequest, limits: Limits) -> ClickPrepared | None:
         """`prepare` of features as they came; raises, or leaves it, as `Ranking.prepare_raw`."""
+        if self._plan.raw is None or request.explain == "features":
+            return None
         given = read_raw(request, limits)
-        if given is None or self._plan.raw is None or request.explain == "features":
+        if given is None:
             return None
         ids = given.ids
         rows, unknown = self._look_up(ids)

@@ -88,8 +88,9 @@ def _least(ranking: Ranking, requests: Sequence[RankRequest], clock: Clock) -> _
 def _once(ranking: Ranking, body: bytes, clock: Clock) -> tuple[float, float]:
     # As new: strings that have been looked up before know their hash, rankings their sessions.
     ranking.forget()
-    request = parse_rank_raw(body)
-    prepare_us, prepared = _us(lambda: ranking.prepare_as_it_came(request, NO_LIMITS), clock)
+    request = parse_rank_raw(body) if ranking.reads_raw else None
+    given = request or parse_rank(body)
+    prepare_us, prepared = _us(lambda: ranking.prepare_any(given, NO_LIMITS), clock)
     if prepared is None:
         whole = parse_rank(body)
         prepare_us, prepared = _us(lambda: ranking.prepare(whole, NO_LIMITS), clock)

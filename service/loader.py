@@ -106,6 +106,9 @@ class NothingLoaded(Exception):
 class Loader:
     """Holds what is served.
 
+    Attributes:
+        reads_raw: whether any of it reads features of candidates as they came.
+
     Args:
         store: where bundles come from.
         ids: theirs.
@@ -134,6 +137,7 @@ class Loader:
         self.slots: list[Slot] = []
         # What requests look up: name, name@alias, name@version. Replaced whole, never changed.
         self._served: Mapping[str | None, Ranking] = {}
+        self.reads_raw = False
 
     # -- requests
 
@@ -189,6 +193,7 @@ class Loader:
         if default in served:
             served[None] = served[default]
         self._served = served
+        self.reads_raw = any(ranking.reads_raw for ranking in served.values())
 
     # -- start
 

@@ -91,9 +91,11 @@ class Ranking(ABC):
     Attributes:
         name: what it is served under; the manifest has the name it was built under.
         costs: what its work was seen to cost when it was loaded.
+        reads_raw: whether `prepare_raw` can do anything.
     """
 
     costs = Costs()
+    reads_raw = False
 
     def __init__(self, name: str, version: str, manifest: Manifest, digest: str) -> None:
         self.name, self.version = name, version
@@ -137,9 +139,7 @@ class Ranking(ABC):
         """
         return None
 
-    def prepare_as_it_came(
-        self, request: RankRequest | RawRankRequest, limits: Limits
-    ) -> Prepared | None:
+    def prepare_any(self, request: RankRequest | RawRankRequest, limits: Limits) -> Prepared | None:
         """`prepare`, or `prepare_raw`."""
         if isinstance(request, RawRankRequest):
             return self.prepare_raw(request, limits)

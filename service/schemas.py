@@ -146,18 +146,21 @@ class RecommendReply(Struct, omit_defaults=True):
     scores: list[float] | None = None
 
 
+NO_RAW: Final = Raw(b"null")
+
+
 class RawRow(Struct, gc=False, forbid_unknown_fields=True):
     """CandidateRow whose features are yet to be parsed."""
 
     id: Id
-    features: Raw = Raw(b"null")
+    features: Raw = NO_RAW
 
 
 class RawColumns(Struct, gc=False, forbid_unknown_fields=True):
     """CandidateColumns whose columns are yet to be parsed."""
 
     ids: list[Id]
-    features: Raw = Raw(b"null")
+    features: Raw = NO_RAW
 
 
 class RawRankRequest(_Ranked, kw_only=True):
@@ -175,6 +178,8 @@ _COLUMNS: Final[msgspec.json.Decoder[dict[str, Raw] | None]] = msgspec.json.Deco
 )
 _COLUMN: Final[msgspec.json.Decoder[list[Any] | None]] = msgspec.json.Decoder(list[Any] | None)
 RAW_FROM: Final = 4096  # bytes: shorter bodies gain nothing
+CANDIDATES: Final = b'"candidates"'
+FEATURES: Final = b'"features"'
 
 
 def parse_rank(body: bytes | bytearray) -> RankRequest:
@@ -187,22 +192,42 @@ def parse_rank(body: bytes | bytearray) -> RankRequest:
     return _parsed(_RANK, body)
 
 
-def parse_rank_raw(body: bytes | bytearray) -> RankRequest | RawRankRequest:
-    """`parse_rank` that leaves features of candidates as they came, where there are many.
+def parse_rank_raw(body: bytes | bytearray) -> RankRequest | RawRankRequest | None:
+    """`parse_rank` that leaves features of candidates as they came.
 
     Who wants them reads them without a Python object for each, or parses the body whole, which
     says what is wrong: numbers out of range, and columns that are no lists, pass here.
+
+    Returns:
+        None where the body is to be parsed whole at once: since nothing is gained (it is short),
+        or since something of it may be hidden (it is not ASCII, has escapes, or names twice).
     """
-    if len(body) < RAW_FROM or not body.isascii():
-        return parse_rank(body)
+    if len(body) < RAW_FROM or not body.isascii() or b"\\" in body:
+        return None
     try:
         request = _RAW_RANK.decode(body)
     except (msgspec.DecodeError, RecursionError):
-        return parse_rank(body)
+        return None
     given = request.candidates
+    if not _named_once(body, given):
+        return None
     if isinstance(given, list) and RawRow not in set(map(type, given)):
         return _with_candidates(request, cast("list[Id | CandidateRow]", given))
     return request
+
+
+def _named_once(body: bytes | bytearray, given: list[Id | RawRow] | RawColumns) -> bool:
+    """Whether candidates came once, and the features of each: of two, only the last was seen.
+
+    A text that reads like one of these names counts as one: then it may be told that they did not.
+    """
+    features = [given] if isinstance(given, RawColumns) else [e for e in given if type(e) is RawRow]
+    count = sum(each.features is not NO_RAW for each in features)
+    if body.count(FEATURES) != count:
+        return False
+    # What lies between the first features and the last is of one list of candidates.
+    start, end = (body.find(FEATURES), body.rfind(FEATURES)) if count else (len(body), len(body))
+    return body.count(CANDIDATES, 0, start) == 1 and body.count(CANDIDATES, end) == 0
 
 
 def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:
@@ -213,6 +238,8 @@ def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:
     try:
         request = _RAW_RANK.decode(body)
         given = request.candidates
+        if not _named_once(body, given):
+            return parse_rank(body)
         if isinstance(given, RawColumns):
             return _with_candidates(request, CandidateColumns(given.ids, _columns(given.features)))
         return _with_candidates(request, [_candidate(each) for each in given])

@@ -22,6 +22,7 @@ from service.deps import Parts, check_media_type, header, request_id_of
 from service.errors import ServiceError
 from service.problems import Header, problem, responses
 from service.ranking import Prepared, Ranking, Request
+from service.schemas import RawRankRequest
 
 JSON: Final = b"application/json"
 MAX_DIGITS: Final = 18
@@ -42,10 +43,9 @@ class Operation:
     """What tells one way to ask for a ranking from another.
 
     Attributes:
-        parse: the body's bytes to a request, some of it perhaps left as it came; raises
-            MalformedJson, InvalidRequest.
-        parse_whole: the same, with nothing left.
-        parse_long: `parse_whole` on a thread, where the event loop must get its turn.
+        parse: the body's bytes to a request; raises MalformedJson, InvalidRequest.
+        parse_long: the same on a thread, where the event loop must get its turn.
+        parse_raw: the same, with something of it left as it came; None: nothing can be.
         prepare: a request to what `Ranking.rank` takes; None: it is to be parsed whole first.
         request, reply: their types, for the document.
         summary, answer: what it does and what it answers, for the document.
@@ -53,8 +53,8 @@ class Operation:
 
     path: str
     parse: Callable[[bytes], Request]
-    parse_whole: Callable[[bytes], Request]
     parse_long: Callable[[bytes], Request]
+    parse_raw: Callable[[bytes], Request | None]
     prepare: Callable[[Ranking, Any, Limits], Prepared | None]
     request: type
     reply: type
@@ -153,7 +153,7 @@ class Endpoint:
             return await self._apart(
                 lambda: self._reply(self._read(body, long, deadline, clock, request_id), clock)
             )
-        whole = partial(operation.parse_whole, body)
+        whole = partial(operation.parse, body)
         asked = self._read(body, whole, deadline, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
             return self._reply(asked, clock)
@@ -172,14 +172,20 @@ class Endpoint:
     ) -> "Asked":
         clock.lap("queue")
         _check_deadline(deadline)
-        request, own = self._operation.parse(body), request_id
+        loader, own = self._parts.loader, request_id
+        request = self._operation.parse_raw(body) if loader.reads_raw else None
+        if request is None:
+            request = whole()
         try:
             if request.id is not None:
                 own = texts([request.id], "/id", self._parts.limits)[0]
-            ranking = self._parts.loader.resolve(request.model)
+            ranking = loader.resolve(request.model)
         except ServiceError:
-            whole()  # what is wrong with the body is told first
+            if isinstance(request, RawRankRequest):
+                whole()  # what is wrong with the body is told first
             raise
+        if isinstance(request, RawRankRequest) and not ranking.reads_raw:
+            request = whole()
         clock.lap("parse")
         return Asked(own, request, whole, ranking, deadline)
 

@@ -13,10 +13,10 @@ from service.schemas import (
 
 RANK: Final = Operation(
     path="/rank",
-    parse=parse_rank_raw,
-    parse_whole=parse_rank,
+    parse=parse_rank,
     parse_long=parse_rank_in_steps,
-    prepare=lambda ranking, request, limits: ranking.prepare_as_it_came(request, limits),
+    parse_raw=parse_rank_raw,
+    prepare=lambda ranking, request, limits: ranking.prepare_any(request, limits),
     request=RankRequest,
     reply=RankReply,
     summary="Rank candidates",

@@ -8,8 +8,8 @@ from service.schemas import RecommendReply, RecommendRequest, parse_recommend
 RECOMMEND: Final = Operation(
     path="/recommend",
     parse=parse_recommend,
-    parse_whole=parse_recommend,
     parse_long=parse_recommend,
+    parse_raw=lambda _: None,
     prepare=lambda ranking, request, limits: ranking.prepare_best(request, limits),
     request=RecommendRequest,
     reply=RecommendReply,

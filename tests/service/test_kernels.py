@@ -307,8 +307,9 @@ def test_loops_lay_no_more_than_there_is_room_for() -> None:
     for column in (-1, 1):
         with pytest.raises(ValueError, match="expected a column from 0 to 0"):
             lay(((["a"], (*index, 2, column)),), 1, np.empty(1, np.int32))
-    with pytest.raises(ValueError, match="expected rows of 2 columns"):
-        lay((), 2, np.empty(1, np.int32))
+    for width in (2, 0, -1, 2**62):
+        with pytest.raises(ValueError, match=f"expected rows of {width} columns"):
+            lay((), width, np.empty(1, np.int32))
     with pytest.raises(TypeError, match="a list or a tuple of 1"):
         lay((("a", (*index, 2, 0)),), 1, np.empty(1, np.int32))
     with pytest.raises(ValueError, match="a place for each value"):

@@ -106,6 +106,8 @@ def laid_whole(plan: FeaturePlan, body: bytes) -> Tensors | None:
 def laid_raw(plan: FeaturePlan, body: bytes) -> Tensors | None:
     """As it came; None if it is left to the others."""
     request = parse_rank_raw(body)
+    if request is None:
+        return None
     assert isinstance(request, RawRankRequest)
     given = read_raw(request, NO_LIMITS)
     assert given is not None
@@ -348,7 +350,9 @@ def test_the_reader_checks_what_it_is_given(plan: FeaturePlan) -> None:
     read = kernels._kernels.read_features
     rows, numbers = np.zeros((2, 2), np.int32), np.zeros((2, 4))
     assert read((b"{}", b"{}"), 0, layout, 2, 2, rows, 4, numbers)
-    for count, width, columns in ((3, 2, 4), (2, 3, 4), (2, 2, 5), (-1, 2, 4)):
+    for count, width, columns in (
+        (3, 2, 4), (2, 3, 4), (2, 2, 5), (-1, 2, 4), (2, 2**61, 4), (2, 2, 2**61), (2**61, 2, 4),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="room for each candidate"):
             read((b"{}",), 0, layout, count, width, rows, columns, numbers)
     for raws, first in (((b"{}",) * 3, 0), ((b"{}",), 2), ((), -1), ((b"{}",) * 2, -1)):
@@ -358,6 +362,18 @@ def test_the_reader_checks_what_it_is_given(plan: FeaturePlan) -> None:
         wrong = (layout.names, (place, *layout.places[1:]))
         with pytest.raises(ValueError, match="expected a place from 0"):
             read((b"{}",), 0, wrong, 2, 2, rows, 4, numbers)
+    empty = np.zeros((0, 4))
+    with pytest.raises(ValueError, match="room for each candidate"):
+        read(
+            (b"{}",),
+            0,
+            (layout.names, ((10**9,), *layout.places[1:])),
+            1,
+            2,
+            rows[:1],
+            2**61,
+            empty,
+        )
     with pytest.raises(ValueError, match="a name for each feature"):
         read((b"{}",), 0, (layout.names, layout.places[1:]), 2, 2, rows, 4, numbers)
     with pytest.raises(TypeError):
@@ -395,20 +411,48 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+TWICE = [
+    b'{"candidates":[{"id":"i1","features":5,"features":{"price":1}}]}',
+    b'{"candidates":[{"id":"i1","features":{"price":1e400},"features":{"price":1}}]}',
+    b'{"candidates":{"ids":["i1"],"features":{"price":5},"features":{"price":[1]}}}',
+    b'{"candidates":[{"id":"i1","features":{"price":1e400}}],"candidates":["i1"]}',
+    b'{"candidates":["i1"],"candidates":[{"id":"i2","features":{"price":1}}]}',
+    b'{"candidates":[{"id":"i1","features":{"price":1,"price":"x"}}]}',
+]
+
+
+@pytest.fixture
+def flat(store: Store, bundles: Path) -> tuple[str, ...]:
+    """What serves a bundle that has no lists."""
+    store.publish(bundles / "flat", "flat")
+    return ("flat@1",)
+
+
+@pytest.mark.parametrize("inline_us", [0, 1e9], ids=["on a thread", "inline"])
 async def test_answers_are_the_same_bytes(
-    serve: Serve, store: Store, bundles: Path, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, flat: tuple[str, ...], inline_us: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of rankings and refusals, whether features were read as they came or parsed."""
-    store.publish(bundles / "flat", "flat")
-    answers = []
-    async with serve(models=("flat@1",), max_candidates=10) as client:
-        for start in (0, 2**62):
-            monkeypatch.setattr(schemas, "RAW_FROM", start)
-            reply = await client.post(
-                "/rank", content=json.dumps(body).encode(), headers={"x-request-id": "same"}
-            )
-            timed = re.sub(rb'"timing_ms":\{[^}]*\}', b"", reply.content)
-            answers.append((reply.status_code, reply.headers["content-type"], timed))
+    async with serve(models=flat, max_candidates=10, inline_us=inline_us) as client:
+        for body in (*(json.dumps(each).encode() for each in BODIES), *TWICE):
+            answers = []
+            for start in (0, 2**62):
+                monkeypatch.setattr(schemas, "RAW_FROM", start)
+                reply = await client.post("/rank", content=body, headers={"x-request-id": "same"})
+                timed = re.sub(rb'"timing_ms":\{[^}]*\}', b"", reply.content)
+                answers.append((reply.status_code, reply.headers["content-type"], timed))
 
-    assert answers[0] == answers[1]
+            assert answers[0] == answers[1], body
+
+
+def test_long_json_is_read_while_others_run(plan: FeaturePlan) -> None:
+    """Without the GIL, numbers that Python has to read included."""
+    assert plan.raw is not None
+    count = 4000
+    rows, numbers = np.zeros((count, 2), np.int32), np.zeros((count, 4))
+    raws = [b'{"stock":0.30000000000000004,"shop":"b","age":%d}' % n for n in range(count)]
+
+    assert kernels.read_candidates(raws, plan.raw._layout, rows, numbers)
+
+    assert set(numbers[:, 1].tolist()) == {0.30000000000000004}
+    assert rows[:, 1].tolist() == [3] * count
