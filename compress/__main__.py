@@ -307,6 +307,7 @@ def _show(outcome: "Outcome", name: str, store: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from compress.card import over_budget
     from compress.report import comparison
 
     table = Table(title=f"{name}: {outcome.card.ranker} slimmed by {outcome.card.method}")
@@ -315,6 +316,8 @@ def _show(outcome: "Outcome", name: str, store: str) -> None:
     for row in comparison(outcome.card):
         table.add_row(row.what, row.dense, row.slim, row.change)
     Console().print(table)
+    for line in over_budget(outcome.card):
+        print(f"warning: over its budget: {line}", file=sys.stderr)
     verdict = outcome.verdict
     if verdict.holds:
         _published(outcome.versions, name, store)

@@ -69,7 +69,7 @@ class KeptLayer:
 
     Attributes:
         name: of the layers or tables that make them.
-        count: how many there were.
+        count: how many positions there were; a channel may have several, as gates do.
         kept: their positions in ``weight``, of those that stayed.
         weight: the parameter whose dimension they are, and which.
     """
@@ -221,7 +221,8 @@ def _kept(layer: TiedLayer, went: Tensor, tied: Tied) -> KeptLayer:
     kept = torch.ones(layer.count, dtype=torch.bool)
     kept[went] = False
     places = layer.members[axis][kept].flatten().sort().values
-    return KeptLayer(layer.name, layer.count, tuple(places.tolist()), axis)
+    count = layer.members[axis].numel()
+    return KeptLayer(layer.name, count, tuple(places.tolist()), axis)
 
 
 # --- what the caller brings -----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from compress.rankers.base import Ranker, Sizes
 
 FlopsOf = Literal["all", "mlp", "top_mlp"]
 
+TIMES_WITHIN: Final = 0.1  # how far told times may be off, in the median of rankers not seen before
 UNITS: Final = {
     "B": 1,
     "kB": 10**3,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from compress.budget import TIMES_WITHIN
 from compress.config import Frozen, GateConfig
 from compress.costs import bytes_by_part, request_us, resources
 from compress.export import click_card
@@ -187,6 +188,19 @@ def with_bytes(bundles: Mapping[str, Bundle], card: Card) -> Card:
             },
         }
     )
+
+
+def over_budget(card: Card) -> list[str]:
+    """What the finished bundle misses of what was asked for: bytes and times are told beforehand.
+
+    Times may be off by a tenth, as the ones that budgets are told by.
+    """
+    borne = {"bytes": 1 + ENOUGH, "p50_us": 1 + TIMES_WITHIN}
+    return [
+        f"{name}: {card.achieved[name]:.4f} of the dense ranker's, {asked:.4f} were asked for"
+        for name, asked in card.requested.items()
+        if card.achieved.get(name, 0.0) > asked * borne.get(name, 1 + ENOUGH)
+    ]
 
 
 def notes(site: Site) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from compress.budget import TIMES_WITHIN
 from compress.config import CompressError
 from compress.costs import bytes_by_part
 from compress.curves import MOST_BYTES, history_file
@@ -41,15 +42,15 @@ HELD_OUT: Final = 8  # and those that the fit is judged on
 ROUNDS: Final = 200
 NARROWEST: Final = 0.02
 LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
-WORST: Final = 0.1  # median error on the held-out rankers that is borne without a warning
 
 
 class ByteTable:
     """Bytes of a slim bundle by its ranker's sizes: the dense bundle's, packed, less what goes.
 
     Tables, as they ship, and layers are counted exactly; of a field that goes, its vocabulary and
-    its share of the catalogue go with it. Features in the manifest, golden requests and the graph's
-    nodes are taken to stay; the card and the curves of the run come, in both bundles.
+    its share of the catalogue go with it. Nodes of the graph are counted by tables, generously.
+    Features in the manifest, golden requests and other nodes are taken to stay; the card and the
+    curves of the run come, in both bundles.
 
     Args:
         ranker: dense.
@@ -75,7 +76,8 @@ class ByteTable:
         saved = sum(files[name] - size for name, size in packed_files.items())
         trained = sum(field.rows * field.width for field in ranker.fields) * FLOAT_BYTES
         graph = trained - self._tables(ranker.sizes())
-        self._fixed = self.dense - saved - graph - self._counted(ranker.sizes())
+        nodes = (TableMethod.NODES - method.NODES) * self._tensors(ranker.sizes())
+        self._fixed = self.dense - saved - graph - nodes - self._counted(ranker.sizes())
 
     def __call__(self, sizes: Sizes) -> float:
         """Bytes on disk."""
@@ -84,7 +86,15 @@ class ByteTable:
     def _counted(self, sizes: Sizes) -> float:
         layers = sum(layer.parameters for layer in self._ranker.layers_at(sizes))
         extras = sum(self._extras[name] for name, width in sizes.widths.items() if width)
-        return self._tables(sizes) + FLOAT_BYTES * layers + extras
+        nodes = self._method.NODES * self._tensors(sizes)
+        return self._tables(sizes) + FLOAT_BYTES * layers + extras + nodes
+
+    def _tensors(self, sizes: Sizes) -> int:
+        """Tables that the two sides look up: one a width each."""
+        widths = {
+            (field.request, sizes.widths[field.name]) for field in self._ranker.fields if field.rows
+        }
+        return sum(width > 0 for _, width in widths)
 
     def _tables(self, sizes: Sizes) -> float:
         return self._method.bytes(
@@ -244,11 +254,11 @@ class MeasuredPricing:
         table = LatencyTable(self.ranker, timed[:FITTED], self.candidates)
         held_out = float(np.median(np.abs(table.errors(timed[FITTED:]))))
         self.progress.step("time rankers", len(timed), len(timed), error=held_out)
-        if held_out > WORST:
+        if held_out > TIMES_WITHIN:
             raise CompressError(
                 f"budget.p50_us: the times of {HELD_OUT} rankers that the fit had not seen were "
-                f"missed by {held_out:.0%} (median; at most {WORST:.0%}): other work may disturb "
-                f"this machine; end it, remove {self.cache} and run again"
+                f"missed by {held_out:.0%} (median; at most {TIMES_WITHIN:.0%}): other work may "
+                f"disturb this machine; end it, remove {self.cache} and run again"
             )
         return table
 

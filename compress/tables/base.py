@@ -47,9 +47,14 @@ class ShippedTable(LearnedTable):
 
 
 class TableMethod(ABC):
-    """Makes tables small. ``Config`` stands beside the code."""
+    """Makes tables small. ``Config`` stands beside the code.
+
+    Attributes:
+        NODES: bytes that the graph takes at most for another table of a side, its rows apart.
+    """
 
     Config: ClassVar[type[Frozen]] = Frozen
+    NODES: ClassVar[int] = 450
 
     @abstractmethod
     def __init__(self, config: Frozen) -> None:

@@ -34,6 +34,8 @@ AT_ONCE: Final = 1 << 16  # rows
 class Int4(Rounded):
     """Rows in four bits a number and a byte."""
 
+    NODES = 1300
+
     def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded one by one."""
         del blocks

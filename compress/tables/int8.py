@@ -23,6 +23,8 @@ LEAST: Final = 1e-12  # of a scale: a block of zeros has one, too
 class Int8(Rounded):
     """Rows in eight bits."""
 
+    NODES = 700
+
     def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded block by block."""
         weight = table.weight.detach()

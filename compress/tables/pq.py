@@ -113,6 +113,7 @@ class Pq(TableMethod):
     """Codes for large fields, rounded rows for the others."""
 
     Config: ClassVar[type[Frozen]] = PqConfig
+    NODES = 2600
 
     def __init__(self, config: Frozen) -> None:
         self._config = cast("PqConfig", config)
