@@ -5,7 +5,7 @@ encoded rows (or the declared defaults), over which the request's own columns ar
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import nsmallest
 from typing import Any, Final, NamedTuple, get_args
 
@@ -86,6 +86,10 @@ def grouped(specs: Sequence[FeatureSpec]) -> list[Group]:
     return groups
 
 
+def _grouped_of(specs: Mapping[str, FeatureSpec], names: Sequence[str]) -> list[Group]:
+    return grouped([specs[name] for name in names])
+
+
 def _run(places: NDArray[np.intp]) -> Places:
     """Neighbours as a slice, which takes them without a copy."""
     first, last = int(places[0]), int(places[-1])
@@ -135,10 +139,7 @@ class ItemNumbers:
         self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.start)}
         self.names = tuple(self.specs)
         # Nearly all requests bring the same ones.
-        self._grouped = lru_cache(GROUPINGS)(self._grouped_of)
-
-    def _grouped_of(self, names: tuple[str, ...]) -> list[Group]:
-        return grouped([self.specs[name] for name in names])
+        self._grouped = lru_cache(GROUPINGS)(partial(_grouped_of, self.specs))
 
     def lay(
         self, tensor: NDArray[np.float32], names: Sequence[str], raw: NDArray[np.float64]

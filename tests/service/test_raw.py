@@ -214,6 +214,19 @@ def test_columns_are_read_as_they_are_parsed(
     assert same(found, expected)
 
 
+def read_right_or_left(plan: FeaturePlan, body: bytes) -> None:
+    """What is read as it came is what parser and encoders would have laid."""
+    if not isinstance(_parsed(body), RawRankRequest):
+        return
+
+    found = laid_raw(plan, body)
+
+    if found is not None:
+        expected = laid_whole(plan, body)
+        assert expected is not None
+        assert same(found, expected)
+
+
 @settings(suppress_health_check=[HealthCheck.filter_too_much], max_examples=400)
 @given(st.lists(anything, min_size=1, max_size=5), space)
 @example([[("price", "-0")], [("price", "-0.0")], [("stock", "-0")], [("stock", "-0.0")]], "")
@@ -226,16 +239,7 @@ def test_whatever_comes_is_read_right_or_left_to_the_parser(
     plan: FeaturePlan, rows: list[Any], between: str
 ) -> None:
     """Nothing is laid that parser and encoders refuse, warn of, or lay otherwise."""
-    body = rows_of([object_of(row, between) for row in rows], between)
-    if not isinstance(_parsed(body), RawRankRequest):
-        return
-
-    found = laid_raw(plan, body)
-
-    if found is not None:
-        expected = laid_whole(plan, body)
-        assert expected is not None
-        assert same(found, expected)
+    read_right_or_left(plan, rows_of([object_of(row, between) for row in rows], between))
 
 
 @settings(max_examples=300)
@@ -246,16 +250,7 @@ def test_whatever_columns_come_are_read_right_or_left_to_the_parser(
     plan: FeaturePlan, count: int, pairs: list[tuple[str, str]], between: str
 ) -> None:
     """Columns of another length, and what are no columns, too."""
-    body = columns_of(count, pairs, between)
-    if not isinstance(_parsed(body), RawRankRequest):
-        return
-
-    found = laid_raw(plan, body)
-
-    if found is not None:
-        expected = laid_whole(plan, body)
-        assert expected is not None
-        assert same(found, expected)
+    read_right_or_left(plan, columns_of(count, pairs, between))
 
 
 def _parsed(body: bytes) -> RankRequest | RawRankRequest | None:
