@@ -5,7 +5,7 @@
 Takes a bundle's folder in a store (its aliases `dense` and `slim`), rebuilds rankers of the same
 shapes (weights do not change the time), exports each plain and split, makes int8-static of each,
 and times them one after the other, over and over, one thread, each time with other rows (drawn
-uniformly from the tables).
+uniformly from the tables). Beside them the two graphs that the bundles hold, *as it ships*.
 """
 
 import argparse
@@ -61,12 +61,12 @@ def feeds(features: tuple[FeatureSpec, ...], candidates: int, rng: np.random.Gen
 
 
 def sessions(store: Path, folder: Path) -> dict[str, tuple[GraphSession, tuple]]:
-    """The eight graphs, by name, with the features that feed them."""
+    """The eight graphs and the bundles' two, by name, with the features that feed them."""
     found = {}
     for kind in ("dense", "slim"):
         version = json.loads((store / "aliases" / f"{kind}.json").read_text())["version"]
-        text = (store / "versions" / version / "manifest.json").read_bytes()
-        manifest = Manifest.model_validate_json(text)
+        bundle = store / "versions" / version
+        manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
         ranker = ranker_of(manifest, kind)
         request = feeds(manifest.features, CALIBRATION, np.random.default_rng(1))
         rows = repeat_request(request, CALIBRATION)
@@ -77,6 +77,7 @@ def sessions(store: Path, folder: Path) -> dict[str, tuple[GraphSession, tuple]]
             eight = folder / f"{kind}-{form}-int8.onnx"
             int8.save(int8.static(int8.load(path), rows), eight)
             found[f"{kind} {form} int8"] = (GraphSession(eight), manifest.features)
+        found[f"{kind} as it ships"] = (GraphSession(bundle / manifest.graph), manifest.features)
     return found
 
 

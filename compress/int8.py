@@ -37,8 +37,8 @@ from onnx.reference import ReferenceEvaluator
 from compress.graph import EXTERNAL_ABOVE_BYTES, Array, Feeds, GraphSession
 from compress.int8_rows import RowsAhead
 
-# Narrower inputs cost more to round than their products cost in fp32, whatever the layer's width;
-# what a layer in eight bits has written is rounded for nothing.
+# Narrower inputs cost more to round than their products cost in fp32, whatever the layer's width,
+# and where a layer in eight bits has rounded them already, the layer's own outputs do.
 LEAST_INPUTS: Final = 16
 LARGEST_WEIGHT: Final = 63
 LARGEST_BIAS: Final = 1 << 24  # in steps of s·s_j: 128 times as much still fits an int32
@@ -100,18 +100,14 @@ class Draft:
         return live
 
     def _layers(self, inputs: set[str]) -> Iterator[Layer]:
-        written: set[str] = set()  # by a layer in eight bits, so that rounding costs nothing
         for node in self.nodes:
-            if node.op_type == "Relu" and node.input[0] in written:
-                written.add(node.output[0])
             if node.op_type != "Gemm" or node.output[0] not in self.live:
                 continue
             x, weight, *bias = node.input
             # Raw numbers share no scale.
             if weight in self.constants and x not in inputs:
                 w = self.constants[weight]
-                if w.shape[1] >= LEAST_INPUTS or x in written:
-                    written.add(node.output[0])
+                if w.shape[1] >= LEAST_INPUTS:
                     yield Layer(x, node.output[0], w, bias[0] if bias else "")
 
     def constant(self, name: str, value: Any) -> str:

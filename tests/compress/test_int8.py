@@ -37,15 +37,33 @@ def optimised(model: Any, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-def toy(rng: np.random.Generator) -> Any:
+def look_up(side: str, kept: str) -> list[Any]:
+    """The rows that a side's ids name, as float32 in ``<side>.vectors``."""
+    steps = [("Gather", f"{side}.rows", {})]
+    if kept != "float32":
+        steps.append(("Cast", None, {"to": TensorProto.FLOAT}))
+    if kept == "int8":
+        steps.append(("Mul", f"{side}.scales", {}))
+    names = ["table", *(f"{side}.{kind}" for kind, _, _ in steps[:-1]), f"{side}.vectors"]
+    return [
+        helper.make_node(kind, [x, other] if other else [x], [y], **options)
+        for (kind, other, options), x, y in zip(steps, names, names[1:], strict=False)
+    ]
+
+
+KEPT = {"float32": np.float32, "float16": np.float16, "int8": np.int8}  # what a table's rows are
+
+
+def toy(rng: np.random.Generator, kept: str = "float32") -> Any:
     """Two look-ups a side, one layer that takes the request's share as its bias, and a logit.
 
-    Rows 0-9 of the table are the request's, the others the candidates'.
+    Rows 0-9 of the table are the request's, the others the candidates'; 300-599 the second field's,
+    which the candidates name first.
     """
     weights = {
         "table": rng.normal(size=(600, 4)).astype(np.float32),
         "request.offsets": np.array([0, 5], np.int32),
-        "candidate.offsets": np.array([10, 300], np.int32),
+        "candidate.offsets": np.array([300, 10], np.int32),
         "flat": np.array([-1, 8], np.int64),
         "one": np.array([1], np.int64),
         "u": rng.normal(size=(6, 8)).astype(np.float32),
@@ -54,11 +72,16 @@ def toy(rng: np.random.Generator) -> Any:
         "w2": rng.normal(size=(1, 6)).astype(np.float32),
         "b2": np.array([0.25], np.float32),
     }
+    if kept == "int8":
+        weights["table"] *= 30
+        for side in ("request", "candidate"):
+            weights[f"{side}.scales"] = rng.uniform(0.02, 0.05, (2, 4)).astype(np.float32)
+    weights["table"] = weights["table"].astype(KEPT[kept])
     nodes = []
     for side, x in (("request", "xu"), ("candidate", "xc")):
         nodes += [
             helper.make_node("Add", [f"{side}_ids", f"{side}.offsets"], [f"{side}.rows"]),
-            helper.make_node("Gather", ["table", f"{side}.rows"], [f"{side}.vectors"]),
+            *look_up(side, kept),
             helper.make_node("Reshape", [f"{side}.vectors", "flat"], [x]),
         ]
     nodes += [
@@ -95,7 +118,7 @@ def test_static_is_what_the_formula_says(rows: Feeds, tmp_path: Path):
     value = {i.name: numpy_helper.to_array(i).astype(np.float64) for i in model.graph.initializer}
     table = value["table"].astype(np.float32)
     xu = table[rows["request_ids"] + [0, 5]].reshape(ROWS, 8)
-    xc = table[rows["candidate_ids"] + [10, 300]].reshape(ROWS, 8)
+    xc = table[rows["candidate_ids"] + [300, 10]].reshape(ROWS, 8)
     once = xu @ value["u"].T + value["b"]
     hidden = np.maximum(xc @ value["w"].T + once, 0)
 
@@ -158,19 +181,29 @@ def test_onnx_runtime_makes_one_node_of_a_layer(rows: Feeds, tmp_path: Path):
     assert not {"QuantizeLinear", "DequantizeLinear", "Relu"} & set(kinds)
 
 
+@pytest.mark.parametrize("kept", KEPT)
 def test_rows_rounded_at_export_score_as_rows_rounded_at_each_look_up(
-    rows: Feeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: str, rows: Feeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """To the last bit; and the request's rows stay as they are."""
-    ahead = int8.static(toy(np.random.default_rng(0)), rows)
+    """To the last bit, whatever the table's rows are kept as; the request's stay as they are."""
+    ahead = int8.static(toy(np.random.default_rng(0), kept), rows)
     monkeypatch.setattr(int8_rows.RowsAhead, "round", lambda self: self.nodes)
-    late = int8.static(toy(np.random.default_rng(0)), rows)
+    late = int8.static(toy(np.random.default_rng(0), kept), rows)
 
     held = {i.name: (i.data_type, tuple(i.dims)) for i in ahead.graph.initializer}
+    as_before = helper.np_dtype_to_tensor_dtype(np.dtype(KEPT[kept]))
 
     assert held["table.candidate"] == (TensorProto.UINT8, (590, 4))
-    assert held["table.request"] == (TensorProto.FLOAT, (10, 4))
+    assert held["table.request"] == (as_before, (10, 4))
     np.testing.assert_array_equal(run(ahead, rows, tmp_path), run(late, rows, tmp_path))
+    assert "Cast" not in [node.op_type for node in reaching(ahead, "xc.int8")]
+
+
+def reaching(model: Any, name: str) -> list[Any]:
+    """The nodes that a tensor is made by."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    node = made.get(name)
+    return [] if node is None else [node, *(n for i in node.input for n in reaching(model, i))]
 
 
 def test_raw_numbers_and_narrow_inputs_stay_fp32(rows: Feeds, monkeypatch: pytest.MonkeyPatch):
@@ -182,7 +215,7 @@ def test_raw_numbers_and_narrow_inputs_stay_fp32(rows: Feeds, monkeypatch: pytes
     assert int8.Draft(model).layers == []
 
     monkeypatch.setattr(int8, "LEAST_INPUTS", 7)  # the logit's has 6, in eight bits already
-    assert [layer.y for layer in int8.Draft(model).layers] == ["h", "logit"]
+    assert [layer.y for layer in int8.Draft(model).layers] == ["h"]
 
     model.graph.input.append(helper.make_tensor_value_info("xc", TensorProto.FLOAT, ["N", 8]))
     assert int8.Draft(model).layers == []
