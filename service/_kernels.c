@@ -22,7 +22,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 11 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 12 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -666,6 +666,80 @@ static PyObject *py_read_features(PyObject *self, PyObject *args)
     return told < 0 ? NULL : PyBool_FromLong(told);
 }
 
+/* Add how often names stand in a text. */
+static void count_names(Text text, PyObject *names, Py_ssize_t *found)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+        const char *name = PyBytes_AS_STRING(PyTuple_GET_ITEM(names, i)), *at = text.at;
+        Py_ssize_t length = PyBytes_GET_SIZE(PyTuple_GET_ITEM(names, i));
+        while (text.end - at >= length && (at = memchr(at, *name, (size_t)(text.end - at)))) {
+            int same = text.end - at >= length && !memcmp(at, name, (size_t)length);
+            found[i] += same;
+            at += same ? length : 1;
+        }
+    }
+}
+
+/* The same outside of pieces of a body; 0 if one does not lie in it, behind the one before, -1 if
+ * an error is set. */
+static int count_around(const Py_buffer *body, PyObject *raws, PyObject *names, Py_ssize_t *found)
+{
+    Text around = {body->buf, (const char *)body->buf + body->len};
+    const char *end = around.end;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(raws); i++) {
+        Py_buffer raw;
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(raws, i), &raw, PyBUF_SIMPLE))
+            return -1;
+        around.end = raw.buf;
+        Py_ssize_t bytes = raw.len;
+        PyBuffer_Release(&raw); /* the body holds what it lent */
+        if (around.end < around.at || around.end > end || end - around.end < bytes)
+            return 0;
+        count_names(around, names, found);
+        around.at = around.end + bytes;
+    }
+    around.end = end;
+    count_names(around, names, found);
+    return 1;
+}
+
+static PyObject *as_list(const Py_ssize_t *numbers, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list && i < count; i++) {
+        PyObject *number = PyLong_FromSsize_t(numbers[i]);
+        if (!number)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, number);
+    }
+    return list;
+}
+
+static PyObject *py_counted_around(PyObject *self, PyObject *args)
+{
+    Py_buffer body;
+    PyObject *raws, *names, *counted = NULL;
+    if (!PyArg_ParseTuple(args, "y*O!O!", &body, &PyTuple_Type, &raws, &PyTuple_Type, &names))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(names), texts = 0;
+    while (texts < count && PyBytes_Check(PyTuple_GET_ITEM(names, texts)) &&
+           PyBytes_GET_SIZE(PyTuple_GET_ITEM(names, texts)))
+        texts++;
+    Py_ssize_t *found = PyMem_Calloc((size_t)count + 1, sizeof *found);
+    if (!found)
+        PyErr_NoMemory();
+    else if (texts < count)
+        PyErr_SetString(PyExc_TypeError, "expected names in bytes, none of them empty");
+    else {
+        int inside = count_around(&body, raws, names, found);
+        counted = inside > 0 ? as_list(found, count) : inside ? NULL : Py_NewRef(Py_None);
+    }
+    PyMem_Free(found);
+    PyBuffer_Release(&body);
+    return counted;
+}
+
 static PyObject *py_add_repeats(PyObject *self, PyObject *args)
 {
     Py_buffer scores, rows, session, weights;
@@ -770,6 +844,7 @@ static PyMethodDef methods[] = {
     {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
     {"read_features", py_read_features, METH_VARARGS,
      "read_features(raws, first, (names, places), candidates, width, rows, columns, numbers)"},
+    {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},

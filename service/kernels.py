@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import looked_up
 
-VERSION: Final = 11  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 12  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -421,6 +421,32 @@ def _read(
     return _kernels.read_features(
         tuple(raws), first, layout, len(rows), width, rows, columns, numbers
     )
+
+
+def counted_around(
+    body: bytes | bytearray, raws: Sequence[Buffer], names: Sequence[bytes]
+) -> list[int] | None:
+    """How often each name stands in a body, outside of pieces of it.
+
+    Args:
+        body: of a request.
+        raws: the pieces, in the body's order.
+        names: none is empty.
+
+    Returns:
+        None if a piece does not lie in the body, behind the one before it.
+    """
+    if COMPILED:
+        return _kernels.counted_around(body, tuple(raws), tuple(names))
+    found, at = [0] * len(names), 0
+    for raw in (*raws, b""):
+        # Of two pieces alike the first may be found: the other's text is counted, too.
+        start = body.find(raw, at) if raw else len(body)
+        if start < 0:
+            return None
+        found = [n + body.count(name, at, start) for n, name in zip(found, names, strict=True)]
+        at = start + len(memoryview(raw))
+    return found
 
 
 def find_ids(

@@ -1,11 +1,11 @@
 """Wire types of POST /rank and /recommend: parsed and validated once, from bytes, with no logic."""
 
-import re
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from service import kernels
 from service.errors import Fault, InvalidRequest, MalformedJson
 
 Id = str | int | float
@@ -181,7 +181,6 @@ _COLUMN: Final[msgspec.json.Decoder[list[Any] | None]] = msgspec.json.Decoder(li
 RAW_FROM: Final = 4096  # bytes: shorter bodies gain nothing
 CANDIDATES: Final = b'"candidates"'
 FEATURES: Final = b'"features"'
-BEFORE_FEATURES: Final = re.compile(FEATURES + rb"\s*:\s*")
 
 
 def parse_rank(body: bytes | bytearray) -> RankRequest:
@@ -223,29 +222,9 @@ def _named_once(body: bytes | bytearray, given: list[Id | RawRow] | RawColumns) 
 
     A text that reads like one of these names counts as one: then it may be told that they did not.
     """
-    if isinstance(given, RawColumns):
-        return _columns_named_once(body, given.features)
-    count = sum(type(each) is RawRow and each.features is not NO_RAW for each in given)
-    if body.count(FEATURES) != count:
-        return False
-    # What lies between the first features and the last is of one list of candidates.
-    start, end = (body.find(FEATURES), body.rfind(FEATURES)) if count else (len(body), len(body))
-    return body.count(CANDIDATES, 0, start) == 1 and body.count(CANDIDATES, end) == 0
-
-
-def _columns_named_once(body: bytes | bytearray, columns: Raw) -> bool:
-    """The same by what lies around the columns: they are nearly all of the body."""
-    if columns is NO_RAW:
-        return FEATURES not in body and body.count(CANDIDATES) == 1
-    named = BEFORE_FEATURES.search(body)
-    if named is None:
-        return False
-    end = named.end() + len(memoryview(columns))
-    return (
-        body[named.end() : end] == bytes(columns)
-        and body.count(CANDIDATES, 0, named.start()) == 1
-        and body.count(CANDIDATES, end) == body.count(FEATURES, end) == 0
-    )
+    several = [given] if isinstance(given, RawColumns) else [r for r in given if type(r) is RawRow]
+    raws = [each.features for each in several if each.features is not NO_RAW]
+    return kernels.counted_around(body, raws, (CANDIDATES, FEATURES)) == [1, len(raws)]
 
 
 def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:

@@ -477,3 +477,48 @@ def test_repeats_are_refused_that_do_not_fit() -> None:
         kernels.add_repeats(scores, rows[:1], rows, weights)
     with pytest.raises(ValueError, match="a weight for each item"):
         kernels.add_repeats(scores, rows, rows, weights)
+
+
+NAMES = (b'"a"', b"bb")
+
+
+@ways
+@pytest.mark.parametrize(
+    ("body", "pieces", "counted"),
+    [
+        (b"", [], [0, 0]),
+        (b'"a" bbb "a"bb"', [], [2, 2]),
+        (b'"a"["a"bb]"a"', [b'["a"bb]'], [2, 0]),
+        (b'["a"]b["a"]b', [b'["a"]', b'["a"]'], [0, 0]),  # names do not go on behind a piece
+        (b'{}"a"{}', [b"{}"], [1, 0]),
+        (b'["a"]["a"]', [b'["a"]'], [1, 0]),  # of two alike either may be meant
+        (b"bb", [b"bb"], [0, 0]),
+    ],
+)
+def test_names_are_counted_around_pieces(
+    compiled: bool, body: bytes, pieces: list[bytes], counted: list[int]
+) -> None:
+    """Without what the pieces hold; a piece of another memory is told."""
+    views, at = [], 0
+    for piece in pieces:
+        at = body.index(piece, at)
+        views.append(memoryview(body)[at : at + len(piece)])
+        at += len(piece)
+    with by(compiled):
+        assert kernels.counted_around(body, views, NAMES) == counted
+        assert kernels.counted_around(bytearray(body), [b"[elsewhere]"], NAMES) is None
+
+
+@loops
+def test_pieces_that_lie_elsewhere_are_told() -> None:
+    """In another order, one over the other, a copy; and names that are none."""
+    body = b'{"a": 1}{"b": 2}'
+    whole = memoryview(body)
+
+    assert kernels.counted_around(body, [whole[8:], whole[:8]], NAMES) is None
+    assert kernels.counted_around(body, [whole[:9], whole[8:]], NAMES) is None
+    assert kernels.counted_around(body, [bytes(body)[:8]], NAMES) is None
+    with pytest.raises(TypeError):
+        kernels.counted_around(body, [], (b"",))
+    with pytest.raises(TypeError):
+        kernels.counted_around(body, ["{}"], NAMES)

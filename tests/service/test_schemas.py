@@ -115,7 +115,10 @@ def test_what_is_parsed_in_part_is_what_the_whole_has(
         (b'{"candidates": [{"id": "%s", "features": 5}], "candidates": ["a"]}', None),
         (b'{"candidates": [5], "candidates": [{"id": "%s", "features": {}}]}', None),
         (b'{"candidates": [{"id": "%s", "features": {}}], "candidates": {"ids": []}}', None),
-        (b'{"candidates": [{"id": "%s", "features": {"a": "features"}}]}', None),
+        (b'{"candidates": [{"id": "%s", "features": {}, "features": {}}]}', None),
+        (b'{"candidates": [{"id": "%s", "features": null}, {"id": "null"}]}', RawRankRequest),
+        (b'{"candidates": [{"id": "%s", "features": {"a": "features"}}]}', RawRankRequest),
+        (b'{"candidates": [{"id": "features", "features": {"a": "%s"}}]}', None),
     ],
 )
 def test_what_is_left_as_it_came_hides_nothing(body: bytes, parsed: type | None) -> None:
