@@ -18,6 +18,7 @@ MARKERS: Final = "osD^vPX<>h"
 WIDE: Final = 12.0
 TALL: Final = 4.6
 DECADE: Final = 10.0
+FINE: Final = 5.0  # of costs that lie nearer, less than two may fall on 1, 2 and 5
 GREY: Final = "#94a3b8"
 
 
@@ -92,11 +93,17 @@ def _draw(axes: Axes, methods: "dict[str, list[Point]]", panel: int) -> None:
 
 def _log_scale(axes: Axes, costs: Sequence[float], formatter: Formatter) -> None:
     axes.set_xscale("log")
-    subs = (1, 2, 5) if max(costs) < DECADE**2 * min(costs) else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_locator(LogLocator(subs=_subs(max(costs) / min(costs))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(formatter)
     if max(costs) < 2 * min(costs):  # else no tick may fall between them
         axes.set_xlim(min(costs) / 2, max(costs) * 2)
     else:
         axes.margins(x=0.08)
+
+
+def _subs(spread: float) -> tuple[float, ...]:
+    """Where ticks stand in a decade: a few of them, however near each other all costs are."""
+    if spread < FINE:
+        return (1, 1.5, 2, 3, 4, 5, 6, 8)
+    return (1, 2, 5) if spread < DECADE**2 else (1,)

@@ -131,6 +131,8 @@ def test_a_cell_is_a_row(outcome: Outcome, tiny_run: RunOutcome) -> None:
         assert row["bytes.slim"] == sum(path.stat().st_size for path in files) - grown(row)
         assert sum(filter(None, parts)) == row["bytes.slim"]
         assert row["speedup"] == row["us_per_request.dense"] / row["us_per_request.slim"]
+        assert row["achieved.p50_us"] == pytest.approx(1 / row["speedup"])
+        assert row["achieved.bytes"] == row["bytes.left"]
         assert 0 < row["fields.kept"] <= row["fields"]
         assert row["seconds"] > 0
 
