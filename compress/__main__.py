@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.config import RunConfig
     from compress.pipeline import Outcome
     from compress.progress import Progress
     from compress.sweep.plan import Sweep
@@ -54,11 +53,11 @@ def run(
 
     Under torchrun its processes train together.
     """
-    from compress.config import ConfigError, RunConfig, check, read
+    from compress.config import ConfigError, read
 
     table = read(config, override or ())
     if "task" not in table:
-        _run_click(check(RunConfig, table, where=str(config)), ray_workers)
+        _run_click(table, str(config), ray_workers)
     elif ray_workers:
         raise ConfigError("--ray-workers: the session line trains in one process; leave it out")
     else:
@@ -107,14 +106,14 @@ def _published(versions: Mapping[str, str], name: str, store: str) -> None:
     print(f"published in {store}: {published}")
 
 
-def _run_click(config: "RunConfig", ray_workers: int) -> None:
+def _run_click(table: dict[str, Any], where: str, ray_workers: int) -> None:
     from compress.parallel import joined
     from compress.pipeline import run as run_plan
     from compress.pipeline import train
-    from compress.plan import resolve
+    from compress.plan import check_run, resolve
     from compress.progress import Silent, terminal
 
-    plan = resolve(config)
+    plan = resolve(check_run(table, where))
     with _stoppable(), ExitStack() as stack:
         world = stack.enter_context(joined())
         if world.first and (notice := plan.source.notice()):

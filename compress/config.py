@@ -8,9 +8,10 @@ a new source, ranker or method touches no file here.
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -256,7 +257,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def check(model: type[C], table: Mapping[str, Any], where: str, beside: Sequence[str] = ()) -> C:
+Sections = Mapping[str, type[BaseModel]]  # a section -> what it may hold besides its type
+
+
+def check(
+    model: type[C],
+    table: Mapping[str, Any],
+    where: str,
+    beside: Sequence[str] = (),
+    sections: Sections = MappingProxyType({}),
+) -> C:
     """Validate a table against a section's model; all its faults in one error.
 
     Args:
@@ -264,6 +274,7 @@ def check(model: type[C], table: Mapping[str, Any], where: str, beside: Sequence
         table: what came.
         where: what errors call the table.
         beside: keys that the section knows besides the model's, for hints.
+        sections: of the table whose keys the model does not know, for hints.
 
     Raises:
         ConfigError: a line a fault, unknown keys with the nearest right one.
@@ -273,7 +284,8 @@ def check(model: type[C], table: Mapping[str, Any], where: str, beside: Sequence
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        lines = [_explain(model, fault, beside) for fault in error.errors() if not _follows(fault)]
+        faults = [fault for fault in error.errors() if not _follows(fault)]
+        lines = [_explain(model, fault, beside, sections) for fault in faults]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -318,12 +330,16 @@ def _follows(fault: Any) -> bool:
     return too_short and fault["ctx"]["actual_length"] < len(fault["input"])
 
 
-def _explain(model: type[BaseModel], fault: Any, beside: Sequence[str]) -> str:
+def _explain(model: type[BaseModel], fault: Any, beside: Sequence[str], sections: Sections) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *above, _ = fault["loc"]
         keys = _keys_at(model, above) if above else [*_keys_at(model, above), *beside]
-        hint = nearest(str(fault["loc"][-1]), keys) or f"; known keys: {', '.join(sorted(keys))}"
+        hint = (
+            _deeper(model, fault, sections)
+            or nearest(str(fault["loc"][-1]), keys)
+            or f"; known keys: {', '.join(sorted(keys))}"
+        )
         return f"{path}: unknown key{hint}"
     if fault["type"] == "missing":
         hint = nearest(str(fault["loc"][-1]), fault["input"], "is it what you meant by")
@@ -333,6 +349,38 @@ def _explain(model: type[BaseModel], fault: Any, beside: Sequence[str]) -> str:
         # A fault between keys: the text names them, and what came is the whole section.
         return f"{path}: {text}" if path else text
     return f"{path}: {text}, got {fault['input']!r}"
+
+
+def _deeper(model: type[BaseModel], fault: Any, sections: Sections) -> str:
+    """A question about the key of a section that ends much like one that stands in none."""
+    if len(fault["loc"]) > 1:
+        return ""
+    key, inner = str(fault["loc"][0]), fault["input"]
+    while isinstance(inner, Mapping) and inner:
+        step = next(iter(inner))
+        key, inner = f"{key}.{step}", inner[step]
+    length = key.count(".") + 1
+    found = {
+        ".".join(parts[-length:]): path
+        for path in reversed([*_paths(model, sections)])  # of those that end alike the first
+        if len(parts := path.split(".")) > length
+    }
+    close = difflib.get_close_matches(key, found, n=1, cutoff=0.8)
+    return f"; did you mean {found[close[0]]!r}?" if close else ""
+
+
+def _paths(model: type[BaseModel], sections: Sections, above: str = "") -> Iterator[str]:
+    """The dotted keys of a model and of the sections in it."""
+    for name, field in model.model_fields.items():
+        path = f"{above}{name}"
+        inner = sections.get(path, _model_in(field.annotation))
+        yield path
+        if get_origin(field.annotation) is not tuple and _is_model(inner):
+            yield from _paths(inner, sections, f"{path}.")
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _keys_at(model: Any, path: Sequence[int | str]) -> list[str]:
@@ -345,7 +393,7 @@ def _keys_at(model: Any, path: Sequence[int | str]) -> list[str]:
 def _model_in(annotation: Any) -> Any:
     # `tuple[Column, ...]`, `Column | None` and the like: the first pydantic model named in it.
     for part in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(part, type) and issubclass(part, BaseModel):
+        if _is_model(part):
             return part
     return annotation
 

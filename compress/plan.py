@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from compress.config import ConfigError, Frozen, RunConfig, TierConfig, check, configured
+from pydantic import BaseModel
+
+from compress.config import (
+    ConfigError,
+    Frozen,
+    RunConfig,
+    TierConfig,
+    check,
+    configured,
+)
 from compress.data import SOURCES
 from compress.data.base import Source
 from compress.data.encode import Dataset
@@ -22,6 +31,12 @@ from compress.tables import TABLES, TableMethod
 from compress.tables.pq import PqConfig
 
 KINDS: Final = ("dense", "slim")
+REGISTRIES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "data": SOURCES,
+    "ranker": RANKERS,
+    "method": METHODS,
+    "table": TABLES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,21 @@ class Plan:
     table: TableMethod
     table_config: Frozen
     tiers: Mapping[str, "Plan"] = field(default_factory=dict)
+
+
+def check_run(table: Mapping[str, Any], where: str) -> RunConfig:
+    """Validate a run's config, but for what `resolve` does.
+
+    Raises:
+        ConfigError: a line a fault; of a key that stands in no section, which one it belongs into.
+    """
+    sections: dict[str, type[BaseModel]] = {}
+    for key, registry in REGISTRIES.items():
+        section = table.get(key)
+        kind = section.get("type") if isinstance(section, Mapping) else None
+        if isinstance(kind, str) and kind in registry:
+            sections[key] = registry[kind].Config
+    return check(RunConfig, table, where, sections=sections)
 
 
 def resolve(config: RunConfig) -> Plan:

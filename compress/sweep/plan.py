@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from compress.config import ConfigError, Frozen, RunConfig, Seed, check, nearest, put, read
-from compress.plan import Plan, plan_as_json, resolve
+from compress.config import ConfigError, Frozen, Seed, check, nearest, put, read
+from compress.plan import Plan, check_run, plan_as_json, resolve
 
 Table = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise ConfigError(f"{file}: task = {base['task']!r}: a sweep is of click-through rankers")
     if config.seeds is not None:
         base["seeds"] = list(config.seeds)
-    seeds = check(RunConfig, base, where=str(file)).seeds
+    seeds = check_run(base, where=str(file)).seeds
     reference = config.reference or next(iter(config.methods))
     faults = [] if reference in config.methods else [_unknown(reference, config.methods)]
     variants: list[Variant] = []
@@ -149,7 +149,7 @@ def _variants(method: str, entry: Table, axes: Table, base: Table, file: Path) -
         try:
             for key, value in budget.items():
                 put(table, key.split("."), value, where=f"sweep.{key}")
-            plan = resolve(check(RunConfig, table | {"threads": 1}, where=""))
+            plan = resolve(check_run(table | {"threads": 1}, where=""))
         except ConfigError as error:
             lines = str(error).splitlines()
             faults |= dict.fromkeys(f"{where}: {line.removeprefix(': ')}" for line in lines)

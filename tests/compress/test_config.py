@@ -8,9 +8,10 @@ from typing import ClassVar
 import pytest
 from pydantic import model_validator
 
-from compress.config import ConfigError, Frozen, RunConfig, check, configure, load
+from compress.config import ConfigError, Frozen, RunConfig, check, configure, load, read
 from compress.data.split import Split
 from compress.methods.umec import UmecConfig
+from compress.plan import check_run
 from compress.rankers.dcnv2 import DcnV2Config
 from compress.rankers.dlrm import DlrmConfig
 
@@ -103,6 +104,7 @@ def test_a_config_is_immutable(write):
     ("text", "said"),
     [
         ("seed = [1]\n" + MINIMAL, "seed: unknown key; did you mean 'seeds'?"),
+        ("epochs = 2\n" + MINIMAL, "epochs: unknown key; did you mean 'train.epochs'?"),
         (MINIMAL + "[train]\nepoch = 2\n", "train.epoch: unknown key; did you mean 'epochs'?"),
         (
             MINIMAL + "[train.distill]\nwieght = 0.5\n",
@@ -263,3 +265,25 @@ def test_a_whole_number_is_a_number_and_a_date_a_date():
 
     assert check(UmecConfig, {"budget": {"flops": 1}}, "method").budget.flops == 1.0
     assert check(Split, split, "split").validation_from == date(2020, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("budget.flops=0.1", "budget: unknown key; did you mean 'method.budget.flops'?"),
+        ("budgets.flops=0.1", "budgets: unknown key; did you mean 'method.budget.flops'?"),
+        ("interaction=dot", "interaction: unknown key; did you mean 'ranker.interaction'?"),
+        ("gates.max_auc_loss=1", "gates: unknown key; did you mean 'gate'?"),
+    ],
+)
+def test_a_key_that_stands_in_no_section_is_told_which_it_belongs_into(
+    tmp_path: Path, override: str, hint: str
+) -> None:
+    """Also of the sections whose keys depend on their type."""
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+
+    with pytest.raises(ConfigError) as refused:
+        check_run(read(path, [override]), "run.toml")
+
+    assert str(refused.value) == f"run.toml: {hint}"
