@@ -315,6 +315,8 @@ def _show(outcome: "Outcome", name: str, store: str) -> None:
     for row in comparison(outcome.card):
         table.add_row(row.what, row.dense, row.slim, row.change)
     Console().print(table)
+    if outcome.with_tiers is not None:
+        print(f"with its tiers the slim bundle takes {outcome.with_tiers:,} bytes")
     for line in over_budget(outcome.card):
         print(f"warning: over its budget: {line}", file=sys.stderr)
     verdict = outcome.verdict

@@ -16,6 +16,8 @@ PACKED_HISTORY_FILE: Final = HISTORY_FILE + GZIP
 DIGITS: Final = 5
 MOST_BYTES: Final = 4 << 10  # of what a bundle keeps packed
 FEWEST: Final = 8  # rows of a curve that are left however many bytes they take
+EMPTY: Final = 256  # bytes at most of names and of gzip
+LOOK: Final = 64  # and of a look at validation
 
 Curve = Sequence[Mapping[str, float | None]]
 
@@ -30,6 +32,11 @@ def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
         path.write_bytes(_packed(curves))
     else:
         path.write_bytes(_as_json(curves))
+
+
+def bytes_to_come(looks: int) -> int:
+    """What curves of so many looks at validation take at most, if nothing else is recorded."""
+    return min(MOST_BYTES, EMPTY + LOOK * looks)
 
 
 def _packed(curves: Mapping[str, Curve]) -> bytes:

@@ -1,8 +1,9 @@
 """A run, from data to published bundles, as one list of stages.
 
-    prepare data → for each seed: dense ranker: train → export → evaluate
-                                  slim ranker: compress → fine-tune → export → evaluate
-                                               → where asked: quantize → evaluate
+    prepare data → check budgets
+    → for each seed: dense ranker: train → export → evaluate
+                     slim ranker: compress → fine-tune → export → evaluate
+                                  → where asked: quantize → evaluate
     → card over all seeds → gate → publish
 
 Each stage leaves its result in a folder that is named by a hash of all that it depends on, so a run
@@ -31,6 +32,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from compress.budget import bounds
 from compress.card import (
     SeedRun,
     Verdict,
@@ -40,13 +42,16 @@ from compress.card import (
     write_card,
     write_metrics,
 )
+from compress.config import ConfigError
 from compress.costs import bytes_by_part, resources
-from compress.curves import history_file
+from compress.curves import MOST_BYTES, bytes_to_come, history_file
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import alone, in_turn, locked, replaced, spacious
 from compress.evaluate import evaluate_folder
 from compress.export import click_card, export
 from compress.methods.base import Compressed
+from compress.methods.groups import SlimmingConfig, check_budget
+from compress.methods.steps import StepsConfig
 from compress.parallel import ALONE, World
 from compress.plan import (
     KINDS,
@@ -77,12 +82,14 @@ class Outcome:
 
     Attributes:
         versions: "dense" and "slim" -> published version; empty if the gate did not hold.
+        with_tiers: bytes of the slim bundle and its siblings in one; None if it has none.
     """
 
     folder: Path
     card: Card
     verdict: Verdict
     versions: Mapping[str, str]
+    with_tiers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ def run(plan: Plan, progress: Progress) -> Outcome:
     """
     site = site_of(plan, progress)
     with spacious(site.folder), alone(site.folder):
+        check_budgets(site)
         return carry_out(site)
 
 
@@ -118,6 +126,8 @@ def train(plan: Plan, progress: Progress, world: World) -> None:
         CompressError, StoreError: it cannot go on; the text says why.
     """
     site = site_of(plan, progress, world)
+    with spacious(site.folder):
+        check_budgets(site)
     for each in (site, *site.tiers.values()):
         _train_one(each)
 
@@ -155,14 +165,16 @@ def carry_out(site: Site) -> Outcome:
     config = site.plan.config
     site, card = make_bundles(site)
     folders = {kind: site.of_seed(config.seeds[0]) / kind for kind in KINDS}
+    with_tiers = None
     if site.tiers:
         folders["slim"] = make_family(site, folders["slim"])
+        with_tiers = sum(bytes_by_part(folders["slim"]).values())
     verdict = judge(config.gate, card.results)
     versions: Mapping[str, str] = {}
     if verdict.holds:
         versions = publish(config.publish, config.name, folders)
     write_metrics(site.folder / "metrics.json", card, verdict, versions)
-    return Outcome(site.folder, card, verdict, versions)
+    return Outcome(site.folder, card, verdict, versions, with_tiers)
 
 
 def make_bundles(site: Site) -> tuple[Site, Card]:
@@ -310,25 +322,67 @@ def compress(site: Site, seed: int, dense: Dense) -> Compressed:
         config=site.plan.method_config,
         seed=seed,
         train=site.plan.config.train,
-        pricing=pricing_of(site, dense),
+        pricing=pricing_of(site),
         progress=site.progress,
         checkpoint=site.of_seed(seed) / "compress.ckpt",
         world=site.world,
     )
 
 
-def pricing_of(site: Site, dense: Dense) -> MeasuredPricing:
+def pricing_of(site: Site) -> MeasuredPricing:
     """What slimmed versions of a dense ranker take; nothing is measured before it is asked for."""
     return MeasuredPricing(
-        dense.ranker,
-        dense.bundle,
+        fresh(site.plan, site.dataset, 0),
         site.dataset,
-        site.plan.config.export.timing_candidates,
+        site.plan.config.export,
         site.plan.table,
-        card=partial(card_to_come, site, dense.ranker, dense.bundle),
+        card=partial(card_to_come, site),
+        curves=_curves_to_come(site.plan),
+        folder=site.shared / "outline",
         cache=latency_file(site),
         progress=site.progress,
     )
+
+
+def _curves_to_come(plan: Plan) -> int:
+    """Bytes at most of a run's curves."""
+    if isinstance(plan.method_config, StepsConfig):  # what it records of its steps fills them
+        return MOST_BYTES
+    config = plan.config
+    courses = [config.train, config.finetune, *([config.train] if config.retrain else [])]
+    return bytes_to_come(sum(c.epochs * c.evaluations_per_epoch + 1 for c in courses))
+
+
+def check_budgets(site: Site) -> None:
+    """Refuse budgets, those of tiers too, that nothing can meet, before anything is trained.
+
+    Raises:
+        ConfigError: the text names the key, and the smallest budget that can be.
+    """
+    named = {"method.budget": site}
+    named |= {f"tiers.{name}.budget": tier for name, tier in site.tiers.items()}
+    faults = []
+    for where, each in named.items():
+        try:
+            _check_budget(each, where)
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _check_budget(site: Site, where: str) -> None:
+    config = site.plan.method_config
+    if isinstance(config, SlimmingConfig):
+        pricing = pricing_of(site)
+        bounded = bounds(pricing.ranker, config.budget, config.flops_of, pricing)
+        check_budget(pricing.ranker, config, bounded, where)
+
+
+def fresh(plan: Plan, dataset: Dataset, seed: int) -> Ranker:
+    """The dense ranker before it is trained."""
+    start = torch.Generator().manual_seed(seed)
+    return plan.ranker(dataset.features, plan.ranker_config, start)
 
 
 def make_dense(site: Site, seed: int) -> Dense:
@@ -397,12 +451,11 @@ def own_dense(site: Site, seed: int) -> Bundle:
 
 def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
     """The ranker to be compressed; its first weights and its rows' order come from the seed."""
-    plan, start = site.plan, torch.Generator().manual_seed(seed)
-    ranker = plan.ranker(site.dataset.features, plan.ranker_config, start)
+    ranker = fresh(site.plan, site.dataset, seed)
     return ranker, fit(
         ranker,
         site.dataset,
-        plan.config.train,
+        site.plan.config.train,
         seed,
         checkpoint=site.dense_of(seed) / "dense.ckpt",
         progress=site.progress,

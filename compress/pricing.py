@@ -1,13 +1,15 @@
 """What a ranker of some sizes takes on disk, and how long a request takes on this machine.
 
-`compress.budget.Pricing` for rankers of a run: bytes are those of the dense bundle, part by part;
-times come from a small table of measured rankers, fitted, and checked on others that the fit has
-not seen.
+`compress.budget.Pricing` for rankers of a run, told before any of them is trained: bytes are those
+of a bare bundle and what is added to it, part by part; times come from a small table of measured
+rankers, fitted, and checked on others that the fit has not seen.
 """
 
+import contextlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,12 +20,12 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from compress.budget import TIMES_WITHIN
-from compress.config import CompressError
+from compress.config import CompressError, ExportConfig
 from compress.costs import bytes_by_part
-from compress.curves import MOST_BYTES, history_file
+from compress.curves import history_file
 from compress.data.encode import Dataset
 from compress.data.folders import locked
-from compress.export import export_split, graph_inputs, make_encoders, real_rows
+from compress.export import export, export_split, graph_inputs, make_encoders, real_rows
 from compress.graph import Feeds, GraphSession, interleaved, rotation
 from compress.progress import Progress
 from compress.rankers.base import Field, Keep, Layer, Ranker, Sizes
@@ -32,11 +34,23 @@ from compress.slim import slim
 from compress.stages import write_whole
 from compress.tables import TableMethod
 from compress.vocabularies import in_few_bytes
-from model_store.bundle import Bundle, manifest_text
-from model_store.manifest import Card, Manifest, VocabularyEncoding
+from model_store.bundle import Bundle, manifest_text, open_bundle
+from model_store.errors import StoreError
+from model_store.manifest import (
+    Card,
+    FeatureSpec,
+    FileEntry,
+    Manifest,
+    Resources,
+    VocabularyEncoding,
+)
 from model_store.packing import packed
 
 FLOAT_BYTES: Final = 4
+KIND: Final = 1100  # bytes at most of nodes for a list, a bottom MLP, the pairs of a side
+IDS: Final = 900  # and of the inputs and files that a side's first embedded field brings
+IDS_OF: Final = ("candidate_ids", "request_ids")
+SCORES_MARGIN: Final = 0.03  # by which golden scores of other weights may pack worse
 FITTED: Final = 24  # rankers that the times are fitted on
 HELD_OUT: Final = 8  # and those that the fit is judged on
 ROUNDS: Final = 200
@@ -44,50 +58,122 @@ NARROWEST: Final = 0.02
 LANES: Final = 16  # of a vector register, in float32: narrower products cost as much
 
 
-class ByteTable:
-    """Bytes of a slim bundle by its ranker's sizes: the dense bundle's, packed, less what goes.
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Bundles that tell what others take: sizes do not depend on what the weights are.
 
-    Tables, as they ship, and layers are counted exactly; of a field that goes, its vocabulary and
-    its share of the catalogue go with it. Nodes of the graph are counted by tables, generously.
-    Features in the manifest, golden requests and other nodes are taken to stay; the card and the
-    curves of the run come, in both bundles.
-
-    Args:
-        ranker: dense.
-        bundle: its, as it lies there before the run has a card.
-        method: how tables ship.
-        card: as long as the run's.
+    Attributes:
+        dense: of the ranker, as it lies open.
+        bare: of the same with as few fields as there can be, as slim bundles are kept.
     """
 
-    def __init__(self, ranker: Ranker, bundle: Bundle, method: TableMethod, card: Card) -> None:
-        self._ranker, self._method = ranker, method
-        self._rows = {field.name: field.rows for field in ranker.fields}
-        packed_files = _packed_sizes(bundle)
-        extras = _bytes_by_feature(bundle, packed_files)
+    ranker: Ranker
+    dense: Bundle
+    bare: Bundle
+
+
+def outline(ranker: Ranker, dataset: Dataset, folder: Path, options: ExportConfig) -> Outline:
+    """Export a ranker whole and bare, or open what was exported.
+
+    Args:
+        ranker: trained or not.
+        dataset: it is for.
+        folder: whose the bundles are.
+        options: of the run's bundles.
+    """
+
+    def made(name: str, small: Ranker, *, few_bytes: bool) -> Bundle:
+        flops = Resources(flops=sum(small.flops().values()))
+        card = Card(method="none", ranker="", seed=0, dense=flops, slim=flops, kept_features=())
+        with contextlib.suppress(StoreError):
+            return open_bundle(folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)  # not begun, or cut off
+        return export(
+            small.eval(), dataset, folder / name, name="outline", card=card, options=options,
+            history={}, few_bytes=few_bytes,
+        )  # fmt: skip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "outline"):  # the others of a run, and other runs, find them done
+        return Outline(
+            ranker,
+            made("dense", ranker, few_bytes=False),
+            made("bare", slim(ranker, Keep(_bare(ranker), {})), few_bytes=True),
+        )
+
+
+def _bare(ranker: Ranker) -> tuple[str, ...]:
+    """Numeric fields, and the smallest embedded ones that the ranker cannot do without."""
+    cheapest = sorted(ranker.fields, key=lambda f: f.rows * f.width)
+    kept = {field.name for field in cheapest if field.numeric}
+    for request in (True, False):
+        if side := [f for f in cheapest if f.request is request]:
+            kept.add(side[0].name)
+    missing = ranker.prunable().least - len(kept)
+    kept |= set([f.name for f in cheapest if f.name not in kept][: max(0, missing)])
+    return tuple(field.name for field in ranker.fields if field.name in kept)
+
+
+class ByteTable:
+    """Bytes of a slim bundle by its ranker's sizes: those of the bare one, and what is added.
+
+    Tables, as they ship, and layers are counted exactly; with a field come its vocabulary, its
+    share of the catalogue and its lines of the manifest. Nodes of the graph are counted by kinds of
+    fields and by tables, generously. The card and the curves of the run come, in both bundles.
+
+    Args:
+        made: whole and bare.
+        method: how tables ship.
+        card: as long as the run's.
+        curves: bytes at most of the run's.
+    """
+
+    def __init__(self, made: Outline, method: TableMethod, card: Card, curves: int) -> None:
+        self._ranker, self._method = made.ranker, method
+        self._rows = {field.name: field.rows for field in made.ranker.fields}
+        self._lists = {f.name for f in made.ranker.features if f.kind == "multi"}
+        self._aligned = made.ranker.prunable().aligned
+        extras = _bytes_by_feature(made)
         self._extras = {
-            field.name: sum(extras.get(name, 0) for name in field.features)
-            for field in ranker.fields
+            field.name: sum(extras[name] for name in field.features) for field in made.ranker.fields
         }
-        curves = history_file(bundle.root)
-        grown = _manifest_bytes(bundle.manifest, card) - _manifest_bytes(bundle.manifest)
-        replaced = MOST_BYTES - (0 if curves is None else curves.stat().st_size)
-        self.dense = sum(bytes_by_part(bundle.root).values()) + grown + replaced
-        files = {entry.path: entry.bytes for entry in bundle.manifest.files}
-        saved = sum(files[name] - size for name, size in packed_files.items())
-        trained = sum(field.rows * field.width for field in ranker.fields) * FLOAT_BYTES
-        graph = trained - self._tables(ranker.sizes())
-        nodes = (TableMethod.NODES - method.NODES) * self._tensors(ranker.sizes())
-        self._fixed = self.dense - saved - graph - nodes - self._counted(ranker.sizes())
+        self.dense = _with_card(made.dense, card, curves)
+        live = {f.name for f in made.bare.manifest.features if not f.pruned}
+        bare = self._sizes_of(live)
+        self._kinds = self._kinds_of(bare)
+        in_float32 = FLOAT_BYTES * sum(self._rows[n] * w for n, w in bare.widths.items())
+        nodes = TableMethod.NODES * self._tensors(bare)
+        golden = made.bare.path(made.bare.manifest.golden).stat().st_size
+        rest = _with_card(made.bare, card, curves) - in_float32 - nodes - self._counted(bare)
+        self._fixed = rest + SCORES_MARGIN * golden
 
     def __call__(self, sizes: Sizes) -> float:
         """Bytes on disk."""
-        return self._fixed + self._counted(sizes)
+        added = self._kinds_of(sizes) - self._kinds
+        kinds = sum(IDS if kind in IDS_OF else KIND for kind in added)
+        nodes = kinds + self._method.NODES * self._tensors(sizes)
+        return self._fixed + self._tables(sizes) + nodes + self._counted(sizes)
 
     def _counted(self, sizes: Sizes) -> float:
+        """Of layers, and of what comes with fields."""
         layers = sum(layer.parameters for layer in self._ranker.layers_at(sizes))
-        extras = sum(self._extras[name] for name, width in sizes.widths.items() if width)
-        nodes = self._method.NODES * self._tensors(sizes)
-        return self._tables(sizes) + FLOAT_BYTES * layers + extras + nodes
+        return FLOAT_BYTES * layers + sum(
+            self._extras[name] for name, width in sizes.widths.items() if width
+        )
+
+    def _sizes_of(self, features: Set[str]) -> Sizes:
+        """Of the ranker with nothing but these features."""
+        whole = self._ranker.sizes()
+        kept = {f.name for f in self._ranker.fields if set(f.features) <= features}
+        return Sizes({n: w if n in kept else 0 for n, w in whole.widths.items()}, whole.hidden)
+
+    def _kinds_of(self, sizes: Sizes) -> set[str]:
+        """What has nodes, inputs or files of its own."""
+        live = [field for field in self._ranker.fields if sizes.widths[field.name]]
+        alone = {f.name for f in live if f.numeric or f.name in self._lists}
+        sides = [f.request for f in live if self._aligned]
+        pairs = {f"pairs of {side}" for side in sides if sides.count(side) > 1}
+        return alone | pairs | {IDS_OF[f.request] for f in live if not f.numeric}
 
     def _tensors(self, sizes: Sizes) -> int:
         """Tables that the two sides look up: one a width each."""
@@ -104,46 +190,58 @@ class ByteTable:
         )
 
 
-def _manifest_bytes(manifest: Manifest, card: Card | None = None) -> int:
-    """Of a manifest, as it is or under another card."""
-    under = manifest if card is None else manifest.model_copy(update={"card": card})
-    return len(manifest_text(under).encode())
+def _with_card(bundle: Bundle, card: Card, curves: int) -> float:
+    """What a bundle of an outline takes under a run's card, and with its curves."""
+    empty = history_file(bundle.root)
+    carded = bundle.manifest.model_copy(update={"card": card})
+    grown = _manifest_bytes(carded) - _manifest_bytes(bundle.manifest)
+    replaced = curves - (0 if empty is None else empty.stat().st_size)
+    return sum(bytes_by_part(bundle.root).values()) + grown + replaced
 
 
-def _packed_sizes(bundle: Bundle) -> dict[str, int]:
-    """What files of a dense bundle take in a slim one, by name: those that are packed there."""
-    manifest = bundle.manifest
-    sizes = {
-        feature.encoding.file: len(in_few_bytes(feature.encoding, tokens).raw)
-        for feature in manifest.features
-        if isinstance(feature.encoding, VocabularyEncoding)
-        and (tokens := bundle.tokens(feature.name)) is not None
-    }
-    items = manifest.items
-    for name in (manifest.golden, items and items.ids, items and items.values):
-        if name:
-            sizes[name] = len(packed(bundle.path(name).read_bytes()))
-    return sizes
+def _manifest_bytes(manifest: Manifest) -> int:
+    return len(manifest_text(manifest).encode())
 
 
-def _bytes_by_feature(bundle: Bundle, packed_sizes: Mapping[str, int]) -> dict[str, float]:
-    """Of each feature: its vocabulary, its columns of the catalogue, its raw values there."""
-    manifest, found = bundle.manifest, {}
-    items = manifest.items
+def _bytes_by_feature(made: Outline) -> dict[str, float]:
+    """Of each feature: its vocabulary, its part of the catalogue, its lines of the manifest."""
+    whole, found = made.dense, {}
+    items = whole.manifest.items
     values, zipped = {}, 0.0
     if items and items.values:
-        raw = bundle.path(items.values).read_bytes()
-        values, zipped = json.loads(raw), packed_sizes[items.values] / len(raw)
-    for feature in manifest.features:
-        size = 0.0
-        if isinstance(feature.encoding, VocabularyEncoding):
-            size += packed_sizes.get(feature.encoding.file, 0)
+        raw = whole.path(items.values).read_bytes()
+        values, zipped = json.loads(raw), len(packed(raw)) / len(raw)
+    for feature in whole.manifest.features:
+        size = float(_with_vocabulary(made, feature))
         if items is not None and feature.tensor in items.tensors:
             size += items.items * feature.length * FLOAT_BYTES
         if feature.name in values:
             size += zipped * len(json.dumps(values[feature.name], ensure_ascii=False))
         found[feature.name] = size
     return found
+
+
+def _with_vocabulary(made: Outline, feature: FeatureSpec) -> int:
+    """What a feature's vocabulary takes, and its lines of the manifest."""
+    tokens = made.dense.tokens(feature.name)
+    if tokens is None or not isinstance(feature.encoding, VocabularyEncoding):
+        return _lines(made.bare.manifest, feature)
+    kept = in_few_bytes(feature.encoding, tokens)
+    file = FileEntry(path=kept.encoding.file, sha256="0" * 64, bytes=len(kept.raw))
+    spec = feature.model_copy(update={"encoding": kept.encoding})
+    return len(kept.raw) + _lines(made.bare.manifest, spec, file)
+
+
+def _lines(manifest: Manifest, feature: FeatureSpec, *files: FileEntry) -> int:
+    """Bytes of a manifest that a feature takes more than it would if it were pruned."""
+    gone = feature.model_copy(update={"tensor": None, "start": 0})
+
+    def size(spec: FeatureSpec, files: Sequence[FileEntry]) -> int:
+        features = tuple(spec if f.name == spec.name else f for f in manifest.features)
+        update = {"features": features, "files": (*manifest.files, *files)}
+        return _manifest_bytes(manifest.model_copy(update=update))
+
+    return size(feature, files) - size(gone, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,36 +320,42 @@ def _lanes(layer: Layer) -> int:
 
 @dataclass
 class MeasuredPricing:
-    """Bytes and times of the slimmed versions of one dense ranker; times are measured when asked.
+    """Bytes and times of the slimmed versions of one dense ranker; nothing is measured unasked.
+
+    Both depend on sizes alone, so the ranker need not be trained.
 
     Attributes:
         ranker: dense.
-        bundle: its.
         dataset: gives the rows that requests are made of.
-        candidates: of a request.
+        options: of the run's bundles; requests have as many candidates as are timed.
         tables: how the slimmed versions' tables ship.
-        card: makes one as long as the run's; not called before bytes are asked for.
+        card: makes one as long as the run's, for the dense bundle.
+        curves: bytes at most of the run's.
+        folder: where the outline is kept.
         cache: where the measured table is kept.
         progress: told of the rankers measured.
     """
 
     ranker: Ranker
-    bundle: Bundle
     dataset: Dataset
-    candidates: int
+    options: ExportConfig
     tables: TableMethod
-    card: Callable[[], Card]
+    card: Callable[[Ranker, Bundle], Card]
+    curves: int
+    folder: Path
     cache: Path
     progress: Progress
 
     @cached_property
     def _bytes(self) -> ByteTable:
-        return ByteTable(self.ranker, self.bundle, self.tables, self.card())
+        made = outline(self.ranker, self.dataset, self.folder, self.options)
+        card = self.card(self.ranker, made.dense)
+        return ByteTable(made, self.tables, card, self.curves)
 
     @cached_property
     def _latency(self) -> LatencyTable:
         timed = self._measured()
-        table = LatencyTable(self.ranker, timed[:FITTED], self.candidates)
+        table = LatencyTable(self.ranker, timed[:FITTED], self.options.timing_candidates)
         held_out = float(np.median(np.abs(table.errors(timed[FITTED:]))))
         self.progress.step("time rankers", len(timed), len(timed), error=held_out)
         if held_out > TIMES_WITHIN:
@@ -287,7 +391,8 @@ class MeasuredPricing:
         if self.cache.exists():
             held = json.loads(self.cache.read_text())
             return [Timed(Sizes(one["widths"], one["hidden"]), one["us"]) for one in held]
-        timed = measure(self.ranker, self.dataset, self.candidates, self.tables, self.progress)
+        candidates = self.options.timing_candidates
+        timed = measure(self.ranker, self.dataset, candidates, self.tables, self.progress)
         rows = [
             {"widths": dict(t.sizes.widths), "hidden": dict(t.sizes.hidden), "us": t.us}
             for t in timed

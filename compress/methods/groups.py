@@ -15,7 +15,7 @@ rows of the bottom MLP's last layer; and positions go in an order that all field
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Literal, cast
@@ -236,6 +236,45 @@ class Problem(BudgetProblem):
         sizes = self.sizes(counts, order)
         return np.array([bound.share(sizes) for bound in self.bounds])
 
+    def smallest(self) -> Vector:
+        """The least that each resource can be brought to, (R,), what is cheapest in it staying."""
+        by_resource = [self._least_left(prices) for prices in np.eye(len(self.bounds))]
+        return np.diag(by_resource).copy()
+
+    def _least_left(self, prices: Vector, *, dearest: bool = False) -> Vector:
+        """R (R,) if all goes that may, and of sets that cannot go altogether the cheapest stay."""
+        most = [groups.removable for groups in self.groups]
+        worth = [cost if dearest else -cost for cost in self._costs(prices)]
+        return self.ratio(most, self.order(most, worth=worth))
+
+    def _costs(self, prices: Vector) -> list[Tensor]:
+        """(G_l,) by layer: what each group takes, at prices (R,)."""
+        where = [groups.metric.device for groups in self.groups]
+        costs = [torch.from_numpy(prices) @ saved for saved in self._savings]
+        return [cost.to(device) for cost, device in zip(costs, where, strict=True)]
+
+    def within_reach(self, where: str | None = None) -> "Problem":
+        """The problem in which no order of the groups stands in the way of the bounds.
+
+        Something of each quorum stays. Where the bounds leave no room for its dearest members, that
+        is its cheapest one, so that methods may keep what they like beside it.
+
+        Args:
+            where: as `check_feasible`.
+
+        Raises:
+            ConfigError: no choice of groups meets the bounds.
+        """
+        self.check_feasible(where)
+        prices = 1 / self.limits
+        if (self._least_left(prices, dearest=True) <= self.limits).all():
+            return self
+        pairs = zip(self.groups, self._costs(prices), strict=True)
+        thrifty = [replace(g, quorums=tuple(_cheapest(g.quorums, cost))) for g, cost in pairs]
+        problem = Problem(self.ranker, thrifty, self.bounds)
+        problem.check_feasible(where)
+        return problem
+
     def shrink(self, layer: int, chosen: Tensor, price: float, lr: float) -> None:
         """The proximal step on the chosen groups of a layer, in place."""
         groups = self.groups[layer]
@@ -301,6 +340,13 @@ class Problem(BudgetProblem):
         return torch.from_numpy(saved)
 
 
+def _cheapest(quorums: Sequence[Quorum], cost: Tensor) -> Iterator[Quorum]:
+    """The quorums without the members that cost more than those that suffice."""
+    for quorum in quorums:
+        enough = sorted(float(cost[g]) for g in quorum.members)[quorum.least - 1]
+        yield replace(quorum, members=tuple(g for g in quorum.members if cost[g] <= enough))
+
+
 def _in_turn(groups: Groups, worth: Tensor) -> Tensor:
     """Each block's worth at least that of those before it in its field: they go first."""
     found = torch.empty_like(worth)
@@ -318,6 +364,8 @@ def by_field(blocks: Sequence[Block]) -> list[list[int]]:
 
 
 # --- which groups there are ----------------------------------------------------------------------
+
+PositionCosts = Callable[[Groups], Sequence[float]]
 
 
 def make_problem(
@@ -343,10 +391,50 @@ def make_problem(
     Raises:
         ConfigError: no choice of groups meets the bounds, or the ranker has no such groups.
     """
+    groups = removable(
+        ranker,
+        config,
+        bounds,
+        costs=lambda singles: removal_costs(ranker, [singles], dataset, seed)[0].tolist(),
+    )
+    return Problem(ranker, measured(ranker, groups, norms, dataset, seed), bounds).within_reach()
+
+
+def check_budget(
+    ranker: Ranker, config: SlimmingConfig, bounds: Sequence[Bound], where: str
+) -> None:
+    """Refuse what no choice of groups can meet; it depends on the ranker's sizes alone.
+
+    Args:
+        ranker: trained or not.
+        config: what may go.
+        bounds: what is to be stayed under.
+        where: how errors call the budget.
+
+    Raises:
+        ConfigError: as `make_problem`.
+    """
+    groups = removable(ranker, config, bounds, costs=lambda singles: [0.0] * singles.count)
+    Problem(ranker, groups, bounds).within_reach(where)
+
+
+def removable(
+    ranker: Ranker, config: SlimmingConfig, bounds: Sequence[Bound], costs: PositionCosts
+) -> list[Groups]:
+    """The layers of groups of which some may go, and save something.
+
+    Args:
+        ranker: trained or not.
+        config: what may go.
+        bounds: what is to be saved.
+        costs: what the loss rises by without each position, where positions may go.
+
+    Raises:
+        ConfigError: there are none.
+    """
     groups = [*_groups(ranker, config, bounds)]
-    prunable = ranker.prunable()
     if WIDTHS in config.parts and _saves(ranker.sizes(), _narrowest(ranker), bounds):
-        groups.append(_positions(ranker, prunable, config, dataset, seed))
+        groups.append(_positions(ranker, config, costs))
     groups = [g for g in groups if g.removable]
     if not groups:
         named = ", ".join(bound.key for bound in bounds)
@@ -354,9 +442,7 @@ def make_problem(
             f"method.parts: nothing of {', '.join(config.parts)} may go and saves {named}; "
             "name other parts, or budget something else"
         )
-    problem = Problem(ranker, measured(ranker, groups, norms, dataset, seed), bounds)
-    problem.check_feasible()
-    return problem
+    return groups
 
 
 def _groups(ranker: Ranker, config: SlimmingConfig, bounds: Sequence[Bound]) -> Iterator[Groups]:
@@ -432,18 +518,18 @@ def _quorums(fields: Sequence[Field], locked: Sequence[int], least: int) -> tupl
     return tuple(quorums)
 
 
-def _positions(
-    ranker: Ranker,
-    prunable: Prunable,
-    config: SlimmingConfig,
-    dataset: TrainingData,
-    seed: int,
-) -> Groups:
-    """Blocks of ``width_unit`` positions, those of a field that matter least together."""
+def _positions(ranker: Ranker, config: SlimmingConfig, costs_of: PositionCosts) -> Groups:
+    """Blocks of ``width_unit`` positions, those of a field that matter least together.
+
+    Args:
+        ranker: whose fields.
+        config: tells the unit.
+        costs_of: what the loss rises by without each of such groups.
+    """
+    prunable = ranker.prunable()
     fields = prunable.fields
     singles = [Block(i, (k,)) for i, field in enumerate(fields) for k in range(field.width)]
-    single = _positions_of(ranker, prunable, singles)
-    costs = removal_costs(ranker, [single], dataset, seed)[0].tolist()
+    costs = costs_of(_positions_of(ranker, prunable, singles))
     if prunable.aligned:
         costs = _shared_ranks(singles, costs)
     blocks = [

@@ -130,25 +130,38 @@ class BudgetProblem(ABC):
             columns.append((self.ratio(moved(counts, layer, step), order) - now) / step)
         return np.stack(columns, 1)
 
-    def check_feasible(self) -> None:
+    def smallest(self) -> Vector:
+        """The least that each resource can be brought to, (R,)."""
+        most = [groups.removable for groups in self.groups]
+        return self.ratio(most, self.order(most))
+
+    def check_feasible(self, where: str | None = None) -> None:
         """Refuse a budget that no choice of groups can meet.
+
+        Args:
+            where: how errors call the budget, if not `WHERE`.
 
         Raises:
             ConfigError: the text says the smallest that can be, for each resource.
         """
-        most = [groups.removable for groups in self.groups]
-        smallest = self.ratio(most, self.order(most))
+        where = where or self.WHERE
         faults = [
-            f"{self.WHERE}.{bound.key}: {bound.limit:.4g} of the {self.WHOLE}'s {bound.name} "
+            f"{where}.{bound.key}: {bound.limit:.4g} of the {self.WHOLE}'s {bound.name} "
             f"({bound.limit * bound.dense:,.0f} of {bound.dense:,.0f}) cannot be met by removing "
-            f"{', '.join(g.name for g in self.groups)}; the smallest that can be is "
-            f"{rounded_up(share):.4g} "
-            f"({math.ceil(share * bound.dense):,})"
-            for bound, share in zip(self.bounds, smallest, strict=True)
+            f"{', '.join(g.name for g in self.groups)}; the smallest that can be: "
+            f"{where}.{bound.key} = {as_asked(bound, share)}"
+            for bound, share in zip(self.bounds, self.smallest(), strict=True)
             if share > bound.limit
         ]
         if faults:
             raise ConfigError("\n".join(faults))
+
+
+def as_asked(bound: Resource, share: float) -> str:
+    """A share of a resource as a config may ask for it, and be met: in TOML."""
+    if bound.key == "bytes":
+        return f'"{math.ceil(share * bound.dense)}B"'
+    return f"{rounded_up(share * bound.dense if bound.key == 'p50_us' else share):.4g}"
 
 
 def moved(counts: Sequence[int], layer: int, step: int) -> list[int]:

@@ -1,7 +1,8 @@
 """A sweep's cells, and what is left of them carried out.
 
-    dense rankers that cells need and nobody has made
-    → what requests take, where a budget is of time: alone, so that nothing disturbs the clock
+    what requests take, where a budget is of time: alone, so that nothing disturbs the clock
+    → budgets that nothing can meet are told, and their cells left out
+    → dense rankers that cells need and nobody has made
     → cells → times of what came of them, one after the other
 
 A cell is a seed of an ordinary run, in that run's folder. So what is done is found, a killed sweep
@@ -17,11 +18,19 @@ from pathlib import Path
 from typing import Final
 
 from compress.budget import Budget
-from compress.config import RunConfig
+from compress.config import ConfigError, RunConfig
 from compress.costs import request_us
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import spacious
-from compress.pipeline import finished, has_dense, make_dense, pricing_of, run_seed, site_of
+from compress.pipeline import (
+    check_budgets,
+    finished,
+    has_dense,
+    make_dense,
+    pricing_of,
+    run_seed,
+    site_of,
+)
 from compress.plan import Site, dense_folder, latency_file, resolve, run_folder
 from compress.progress import Lines, Progress, Silent
 from compress.stages import write_whole
@@ -82,23 +91,67 @@ def carry_out(
         Name of a cell -> why it could not be done.
     """
     left = [cell for cell in cells if finished(cell.site, cell.seed) is None]
-    faults: dict[str, Fault] = {}
-    # What several cells need, each once and before them, so that no cell waits for another one's.
-    for stage, of, function, at_once in (
-        ("dense rankers", missing_dense, _dense, workers),
-        ("latency tables", missing_latency, _price, 1),
-    ):
-        needs = [(cell, need) for cell in left if (need := of(cell)) is not None]
-        first: dict[Path, Cell] = {}
-        for cell, need in needs:
-            first.setdefault(need, cell)
-        tasks = [_task(_short(need), function, cell) for need, cell in first.items()]
-        failed = _launched(launcher, at_once, tasks, Board(progress, stage, len(tasks), 0))
-        faults |= {cell.name: failed[_short(n)] for cell, n in needs if _short(n) in failed}
-        left = [cell for cell in left if cell.name not in faults]
-    ready = [_task(cell.name, _cell, cell) for cell in left]
+    tables = Need("latency tables", missing_latency, _price)
+    faults = _made(left, tables, launcher, 1, progress)
+    faults |= infeasible([cell for cell in left if missing_latency(cell) is None])
+    left = [cell for cell in left if cell.name not in faults]
+    rankers = Need("dense rankers", missing_dense, _dense)
+    faults |= _made(left, rankers, launcher, workers, progress)
+    ready = [_task(cell.name, _cell, cell) for cell in left if cell.name not in faults]
     board = Board(progress, "cells", len(cells), len(cells) - len(ready))
     return {**faults, **_launched(launcher, workers, ready, board)}
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What several cells need, each once and before them, so that none waits for another's.
+
+    Attributes:
+        stage: as progress calls it.
+        of: where a cell's is to lie; None: it does, or the cell needs none.
+        make: makes that of a run's config and seed.
+    """
+
+    stage: str
+    of: Callable[[Cell], Path | None]
+    make: Callable[[RunConfig, int], None]
+
+
+def _made(
+    cells: Sequence[Cell], need: Need, launcher: Launcher, at_once: int, progress: Progress
+) -> dict[str, Fault]:
+    """Make what the cells need.
+
+    Returns:
+        Name of a cell whose need could not be met -> why.
+    """
+    needs = [(cell, path) for cell in cells if (path := need.of(cell)) is not None]
+    first: dict[Path, Cell] = {}
+    for cell, path in needs:
+        first.setdefault(path, cell)
+    tasks = [_task(_short(path), need.make, cell) for path, cell in first.items()]
+    failed = _launched(launcher, at_once, tasks, Board(progress, need.stage, len(tasks), 0))
+    return {cell.name: failed[_short(path)] for cell, path in needs if _short(path) in failed}
+
+
+def infeasible(cells: Sequence[Cell]) -> dict[str, Fault]:
+    """Name of a cell whose budget nothing can meet -> why; by sizes alone, so once a variant."""
+    found: dict[str, Fault] = {}
+    by_run: dict[Path, Fault | None] = {}
+    for cell in cells:
+        if cell.site.folder not in by_run:
+            by_run[cell.site.folder] = _fault(cell)
+        if (fault := by_run[cell.site.folder]) is not None:
+            found[cell.name] = fault
+    return found
+
+
+def _fault(cell: Cell) -> Fault | None:
+    try:
+        check_budgets(cell.site)
+    except ConfigError as error:
+        return Fault(str(error))
+    return None
 
 
 def missing_dense(cell: Cell) -> Path | None:
@@ -143,11 +196,11 @@ def _dense(config: RunConfig, seed: int) -> None:
 
 
 def _price(config: RunConfig, seed: int) -> None:
+    del seed  # times depend on sizes alone
     site = site_of(resolve(config), Silent())
     with spacious(site.shared), _logged(site.shared) as log:
-        here = replace(site, progress=log)
-        dense = make_dense(here, seed)
-        pricing_of(here, dense).p50_us(dense.ranker.sizes())
+        pricing = pricing_of(replace(site, progress=log))
+        pricing.p50_us(pricing.ranker.sizes())
 
 
 def _cell(config: RunConfig, seed: int) -> None:

@@ -23,7 +23,7 @@ LEAST: Final = 1e-12  # of a scale: a block of zeros has one, too
 class Int8(Rounded):
     """Rows in eight bits."""
 
-    NODES = 700
+    NODES = 900
 
     def rounded(self, table: nn.Embedding, blocks: Sequence[range]) -> nn.Module:
         """The rows, rounded block by block."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from compress.curves import MOST_BYTES, read_curves
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
-from compress.pipeline import Outcome, make_dense, pricing_of, run, site_of
+from compress.pipeline import Outcome, pricing_of, run, site_of
 from compress.plan import Site, dense_folder, latency_file, resolve, run_folder
 from compress.progress import Silent
 from model_store.bundle import open_bundle
@@ -247,10 +248,55 @@ def test_bytes_are_told_with_the_card_that_comes(outcome: Outcome, place: Path):
     site = site_of(resolve(configured(place)), Silent())
     curves = (outcome.folder / "seed-1" / "dense" / "history.json.gz").stat().st_size
 
-    told = pricing_of(site, make_dense(site, 1)).dense_bytes() - (MOST_BYTES - curves)
+    told = pricing_of(site).dense_bytes() - (MOST_BYTES - curves)
 
     taken = sum(outcome.card.dense.bytes.values())
     assert taken <= told <= taken + 200
+
+
+def told_smallest(place: Path, *overrides: str) -> dict[str, Any]:
+    """What a run says could be asked for, by section."""
+    with pytest.raises(ConfigError, match="the smallest that can be:") as refused:
+        run(resolve(configured(place, *overrides)), Silent())
+    lines = [
+        line.rpartition("the smallest that can be: ")[2] for line in str(refused.value).split("\n")
+    ]
+    return tomllib.loads("\n".join(lines))
+
+
+EVERYTHING = 'method={type="magnitude", parts=["fields", "widths", "neurons"], budget={%s}}'
+
+
+@pytest.mark.slow
+def test_what_nothing_can_meet_is_refused_before_anything_is_trained(tmp_path: Path):
+    """Of the ranker and of its tiers at once, by the keys that have to be changed."""
+    found = told_smallest(
+        tmp_path,
+        EVERYTHING % 'bytes="10B", flops=1e-6',
+        'tiers=[{name="less", budget={bytes="9B"}}, {name="more", budget={flops=0.4}}]',
+    )
+
+    assert found["method"]["budget"].keys() == {"bytes", "flops"}
+    assert found["tiers"].keys() == {"less"}
+    assert not list((tmp_path / "runs" / "tiny").glob("dense-*/seed-*"))
+    assert not list((tmp_path / "runs" / "tiny").glob("*/seed-*"))
+
+
+@pytest.mark.slow
+def test_the_smallest_bytes_that_are_told_are_met_and_hardly_less_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On disk, with the card and the curves: of a bundle that is hardly more than these."""
+    in_this_process(monkeypatch)
+    told = told_smallest(tmp_path, "seeds=[1]", EVERYTHING % 'bytes="10000B"')
+    (size,) = told["method"]["budget"].values()
+
+    made = run(resolve(configured(tmp_path, "seeds=[1]", EVERYTHING % f'bytes="{size}"')), Silent())
+
+    taken, asked = sum(made.card.slim.bytes.values()), int(size.removesuffix("B"))
+    assert 0.9 * asked <= taken <= asked
+    less = EVERYTHING % f'bytes="{round(0.98 * asked)}B"'
+    assert told_smallest(tmp_path, "seeds=[1]", less) == told
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ def place(tiny_run: Outcome, tiny_place: Path, tmp_path_factory: pytest.TempPath
     shutil.copytree(tiny_place, place, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pipeline, "apart", lambda _, function, *args: function(*args))
-        run(resolve(load(config_file(place), [TIERS, "seeds=[1]"])), Silent())
+        made = run(resolve(load(config_file(place), [TIERS, "seeds=[1]"])), Silent())
+    (place / "told").write_text(str(made.with_tiers))
     return place
 
 
@@ -51,6 +52,13 @@ def test_every_tier_keeps_its_own_budget(family: Bundle) -> None:
     assert [*cards["quick"].requested.values()] == [0.3]
     assert [*click_card(family).requested.values()] == [0.5]
     assert family.manifest.tiers[1].flops == cards["quickest"].slim.flops
+
+
+def test_a_run_tells_what_all_tiers_take_together(family: Bundle, place: Path) -> None:
+    """Budgets of bytes are of each by itself."""
+    files = [path for path in family.root.rglob("*") if path.is_file()]
+
+    assert int((place / "told").read_text()) == sum(path.stat().st_size for path in files)
 
 
 def test_a_tier_scores_as_its_card_says(family: Bundle, place: Path) -> None:

@@ -1,5 +1,6 @@
 """What may go: positions inside fields, several budgets at once, and what each group saves."""
 
+import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -7,15 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from compress.budget import Budget, Pricing, bounds
 from compress.config import ConfigError
-from compress.methods.groups import Problem, SlimmingConfig, energies, make_problem
+from compress.data.encode import place
+from compress.methods.groups import (
+    Problem,
+    SlimmingConfig,
+    check_budget,
+    energies,
+    make_problem,
+    removable,
+)
 from compress.methods.problem import fit_budget
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import mask, slim
 from compress.train import Columns, TrainingData
-from tests.compress.conftest import FEATURES
+from tests.compress.conftest import FEATURES, feature
 
 Build = Callable[..., Ranker]
 Clicks = Callable[..., TrainingData]
@@ -167,6 +177,12 @@ def test_a_size_is_a_share_of_the_dense_bundle(build: Build) -> None:
     assert limits == pytest.approx([1000 / dense, 1024 / dense, 1.0, 0.25])
 
 
+def test_a_size_without_its_unit_is_told_how_it_is_written() -> None:
+    """As TOML, to be pasted."""
+    with pytest.raises(ValidationError, match=r'a size like "8MiB"; did you mean "31885B"\?'):
+        Budget(bytes=31885)
+
+
 def test_a_share_is_one_of_the_dense_bundle_as_it_lies_there(build: Build) -> None:
     """Where the slim one keeps all in half the bytes, half is left before anything goes."""
     ranker = build("dlrm", {})
@@ -205,13 +221,45 @@ def test_the_smallest_that_is_told_can_be_met(build: Build, clicks: Clicks) -> N
     ranker = build("dlrm", {}, rows.features)
     with pytest.raises(ConfigError) as caught:
         problem_of(ranker, rows, Bytes(ranker), budget={"bytes": "10B"}, parts=("fields",))
-    smallest = str(caught.value).rpartition("(")[2].rstrip(")").replace(",", "")
+    smallest = tomllib.loads(str(caught.value).rpartition(": ")[2])["method"]["budget"]
 
-    problem = problem_of(
-        ranker, rows, Bytes(ranker), budget={"bytes": f"{smallest}B"}, parts=("fields",)
-    )
+    problem = problem_of(ranker, rows, Bytes(ranker), budget=smallest, parts=("fields",))
 
     assert fit_budget(problem, [0], problem.order([0])) == [problem.groups[0].removable]
+
+
+@pytest.mark.parametrize("parts", [("fields",), ALL])
+@pytest.mark.parametrize("protect", [True, False])
+def test_the_smallest_is_met_whatever_the_weights_are(
+    build: Build, parts: tuple[str, ...], protect: bool
+) -> None:
+    """Where the fields that matter most are dear, and nothing else may stay of their side."""
+    features = place(
+        [*(feature(f"u{k}", "user", 9 * k) for k in (1, 4, 2)), feature("x", "user")]
+        + [feature(f"i{k}", "item", 7 * k) for k in (3, 1, 5)]
+    )
+    options: dict[str, Any] = {"parts": parts, "width_unit": 3, "protect_numeric": protect}
+    told = set()
+    for seed in range(4):
+        ranker = build("dlrm", {}, features, seed)
+        config = SlimmingConfig(budget={"bytes": "1B"}, **options)
+        bounded = bounds(ranker, config.budget, config.flops_of, Bytes(ranker))
+        with pytest.raises(ConfigError) as caught:
+            check_budget(ranker, config, bounded, "tiers.it.budget")
+        smallest = tomllib.loads(str(caught.value).rpartition(": ")[2])["tiers"]["it"]["budget"]
+        told.add(smallest["bytes"])
+
+        config = config.model_copy(update={"budget": Budget(**smallest)})
+        bounded = bounds(ranker, config.budget, config.flops_of, Bytes(ranker))
+        check_budget(ranker, config, bounded, "tiers.it.budget")
+        groups = removable(ranker, config, bounded, lambda singles: [0.0] * singles.count)
+        problem = Problem(ranker, groups, bounded).within_reach()
+        start = [0] * len(problem.groups)
+        worth = [torch.rand(g.count, generator=torch.Generator().manual_seed(seed)) for g in groups]
+        order = problem.order(start, worth=worth)
+        assert (problem.ratio(fit_budget(problem, start, order), order) <= problem.limits).all()
+
+    assert len(told) == 1  # it depends on sizes alone
 
 
 @pytest.mark.parametrize("interaction", ["cat", "dot"])

@@ -216,7 +216,20 @@ def test_a_cell_that_fails_is_told_and_tried_again_alone(outcome: Outcome, here:
 
     again = InThisProcess(idle=True)
     carry_out(cells_of(load(sweep_file(here), hungry[1::2]), Silent()), again, 2, Silent())
-    assert again.waves == [(["hungry flops=1e-06 seed 1"], 2)]
+    assert again.waves == []
+
+
+def test_what_nothing_can_meet_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    """With the smallest that can be, whatever else there is to do."""
+    sweep = load(sweep_file(tmp_path), ["sweep.method.budget.flops=[0.5, 1e-6]", "seeds=[1]"])
+    launcher = InThisProcess(idle=True)
+
+    faults = carry_out(cells_of(sweep, Silent()), launcher, 2, Silent())
+
+    ((name, fault),) = faults.items()
+    assert name == "umec flops=1e-06 seed 1"
+    assert "the smallest that can be: method.budget.flops = 0.0" in fault.text
+    assert launcher.waves[-1] == (["umec flops=0.5 seed 1", "none seed 1"], 2)
 
 
 def test_cells_without_a_dense_ranker_are_not_tried(tmp_path: Path) -> None:
