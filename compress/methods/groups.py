@@ -244,10 +244,10 @@ class Problem(BudgetProblem):
     def _least_left(self, prices: Vector, *, dearest: bool = False) -> Vector:
         """R (R,) if all goes that may, and of sets that cannot go altogether the cheapest stay."""
         most = [groups.removable for groups in self.groups]
-        worth = [cost if dearest else -cost for cost in self._costs(prices)]
+        worth = [cost if dearest else -cost for cost in self.costs(prices)]
         return self.ratio(most, self.order(most, worth=worth))
 
-    def _costs(self, prices: Vector) -> list[Tensor]:
+    def costs(self, prices: Vector) -> list[Tensor]:
         """(G_l,) by layer: what each group takes, at prices (R,)."""
         where = [groups.metric.device for groups in self.groups]
         costs = [torch.from_numpy(prices) @ saved for saved in self._savings]
@@ -269,7 +269,7 @@ class Problem(BudgetProblem):
         prices = 1 / self.limits
         if (self._least_left(prices, dearest=True) <= self.limits).all():
             return self
-        pairs = zip(self.groups, self._costs(prices), strict=True)
+        pairs = zip(self.groups, self.costs(prices), strict=True)
         thrifty = [replace(g, quorums=tuple(_cheapest(g.quorums, cost))) for g, cost in pairs]
         problem = Problem(self.ranker, thrifty, self.bounds)
         problem.check_feasible(where)

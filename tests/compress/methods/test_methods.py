@@ -171,6 +171,30 @@ def test_a_narrow_ranker_is_drawn_for_its_own_widths(
     assert all(torch.equal(p, again[name]) for name, p in made.named_parameters())
 
 
+@pytest.mark.parametrize("interaction", ["cat", "dot"])
+def test_a_narrow_ranker_is_narrower_in_every_field(
+    monkeypatch: pytest.MonkeyPatch, build: Build, data: TrainingData, interaction: str
+) -> None:
+    """Not in the last ones alone, down to nothing, while the first stay as they were."""
+    monkeypatch.setattr(narrow, "fit", lambda *_, **__: None)
+    dense = build("dlrm", {"dim": 8, "interaction": interaction}, data.features)
+    options: dict[str, Any] = {"parts": ["widths"], "width_unit": 2}
+
+    made = compress("narrow", dense, data, budget={"flops": 0.8}, **options)
+
+    left = {field.name: field.width for field in made.ranker.fields}
+    assert left.keys() == {field.name for field in dense.fields}
+    assert min(left.values()) < 8
+    assert max(left.values()) - min(left.values()) <= 2
+    assert made.achieved["all"] <= 0.8
+
+
+def test_a_narrow_ranker_has_all_fields(trained: Ranker, data: TrainingData) -> None:
+    """Which of them to drop is no matter of a share: the last ones would go."""
+    with pytest.raises(ConfigError, match=r"parts\.0: Input should be 'widths' or 'neurons'"):
+        compress("narrow", trained, data, parts=["fields"])
+
+
 class Killed(Exception):
     """What ends a run in the middle."""
 
