@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.config import load
-from compress.pipeline import pricing_of, site_of
+from compress.pipeline import pricing_of, site_of, untrained
 from compress.plan import resolve
 from compress.pricing import FITTED, HELD_OUT, LatencyTable, MeasuredPricing, measure
 from compress.progress import terminal
@@ -61,7 +61,8 @@ def main(words: Sequence[str] | None = None) -> None:
     with terminal() as progress:
         # One thread, as requests are timed.
         plan = resolve(load(options.config, [*options.override, "threads=1"]))
-        found = errors_of(pricing_of(site_of(plan, progress)), options.rankers)
+        site = site_of(plan, progress)
+        found = errors_of(pricing_of(site, untrained(site, 0)), options.rankers)
     print(json.dumps(figures(*found)))
 
 

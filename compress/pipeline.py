@@ -322,17 +322,17 @@ def compress(site: Site, seed: int, dense: Dense) -> Compressed:
         config=site.plan.method_config,
         seed=seed,
         train=site.plan.config.train,
-        pricing=pricing_of(site),
+        pricing=pricing_of(site, dense.ranker),
         progress=site.progress,
         checkpoint=site.of_seed(seed) / "compress.ckpt",
         world=site.world,
     )
 
 
-def pricing_of(site: Site) -> MeasuredPricing:
-    """What slimmed versions of a dense ranker take; nothing is measured before it is asked for."""
+def pricing_of(site: Site, ranker: Ranker) -> MeasuredPricing:
+    """What slimmed versions of a dense ranker take, trained or not; nothing is measured unasked."""
     return MeasuredPricing(
-        fresh(site.plan, site.dataset, 0),
+        ranker,
         site.dataset,
         site.plan.config.export,
         site.plan.table,
@@ -361,28 +361,27 @@ def check_budgets(site: Site) -> None:
     """
     named = {"method.budget": site}
     named |= {f"tiers.{name}.budget": tier for name, tier in site.tiers.items()}
-    faults = []
+    ranker, faults = untrained(site, 0), []
     for where, each in named.items():
         try:
-            _check_budget(each, where)
+            _check_budget(each, ranker, where)
         except ConfigError as error:
             faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _check_budget(site: Site, where: str) -> None:
+def _check_budget(site: Site, ranker: Ranker, where: str) -> None:
     config = site.plan.method_config
     if isinstance(config, SlimmingConfig):
-        pricing = pricing_of(site)
-        bounded = bounds(pricing.ranker, config.budget, config.flops_of, pricing)
-        check_budget(pricing.ranker, config, bounded, where)
+        bounded = bounds(ranker, config.budget, config.flops_of, pricing_of(site, ranker))
+        check_budget(ranker, config, bounded, where)
 
 
-def fresh(plan: Plan, dataset: Dataset, seed: int) -> Ranker:
+def untrained(site: Site, seed: int) -> Ranker:
     """The dense ranker before it is trained."""
     start = torch.Generator().manual_seed(seed)
-    return plan.ranker(dataset.features, plan.ranker_config, start)
+    return site.plan.ranker(site.dataset.features, site.plan.ranker_config, start)
 
 
 def make_dense(site: Site, seed: int) -> Dense:
@@ -451,7 +450,7 @@ def own_dense(site: Site, seed: int) -> Bundle:
 
 def train_dense(site: Site, seed: int) -> tuple[Ranker, FitResult]:
     """The ranker to be compressed; its first weights and its rows' order come from the seed."""
-    ranker = fresh(site.plan, site.dataset, seed)
+    ranker = untrained(site, seed)
     return ranker, fit(
         ranker,
         site.dataset,

@@ -30,6 +30,7 @@ from compress.pipeline import (
     pricing_of,
     run_seed,
     site_of,
+    untrained,
 )
 from compress.plan import Site, dense_folder, latency_file, resolve, run_folder
 from compress.progress import Lines, Progress, Silent
@@ -196,11 +197,10 @@ def _dense(config: RunConfig, seed: int) -> None:
 
 
 def _price(config: RunConfig, seed: int) -> None:
-    del seed  # times depend on sizes alone
     site = site_of(resolve(config), Silent())
     with spacious(site.shared), _logged(site.shared) as log:
-        pricing = pricing_of(replace(site, progress=log))
-        pricing.p50_us(pricing.ranker.sizes())
+        ranker = untrained(site, seed)  # times depend on sizes alone
+        pricing_of(replace(site, progress=log), ranker).p50_us(ranker.sizes())
 
 
 def _cell(config: RunConfig, seed: int) -> None:

@@ -21,7 +21,7 @@ from compress.curves import MOST_BYTES, read_curves
 from compress.data.encode import Dataset
 from compress.data.folders import FolderError, alone
 from compress.evaluate import evaluate
-from compress.pipeline import Outcome, pricing_of, run, site_of
+from compress.pipeline import Outcome, pricing_of, run, site_of, untrained
 from compress.plan import Site, dense_folder, latency_file, resolve, run_folder
 from compress.progress import Silent
 from model_store.bundle import open_bundle
@@ -248,7 +248,7 @@ def test_bytes_are_told_with_the_card_that_comes(outcome: Outcome, place: Path):
     site = site_of(resolve(configured(place)), Silent())
     curves = (outcome.folder / "seed-1" / "dense" / "history.json.gz").stat().st_size
 
-    told = pricing_of(site).dense_bytes() - (MOST_BYTES - curves)
+    told = pricing_of(site, untrained(site, 0)).dense_bytes() - (MOST_BYTES - curves)
 
     taken = sum(outcome.card.dense.bytes.values())
     assert taken <= told <= taken + 200
