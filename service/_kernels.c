@@ -348,6 +348,93 @@ static Py_ssize_t numbers(PyObject *values, double *found)
     return count;
 }
 
+/* ---- rows and scores of a request ---- */
+
+#define ODD UINT64_C(0x9e3779b97f4a7c15) /* 2^64 by the golden ratio: it scatters what is in order */
+
+/* Whether all rows are known, and no two are the same; -1 without memory. */
+static int told_apart(const int64_t *rows, Py_ssize_t count)
+{
+    int bits = 3;
+    while ((Py_ssize_t)1 << bits < 2 * count)
+        bits++;
+    size_t places = (size_t)1 << bits;
+    int64_t *seen = PyMem_Malloc(places * sizeof *seen);
+    if (!seen)
+        return -1;
+    memset(seen, 0xff, places * sizeof *seen); /* NO_ROW: such a row is found where it would be put */
+    int apart = 1;
+    for (Py_ssize_t i = 0; apart && i < count; i++) {
+        size_t place = (size_t)((uint64_t)rows[i] * ODD >> (64 - bits));
+        while (seen[place] != NO_ROW && seen[place] != rows[i])
+            place = (place + 1) & (places - 1);
+        apart = seen[place] != rows[i];
+        seen[place] = rows[i];
+    }
+    PyMem_Free(seen);
+    return apart;
+}
+
+static int all_finite(const float *numbers, Py_ssize_t count)
+{
+    int wrong = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        wrong |= !(fabsf(numbers[i]) <= FLT_MAX);
+    return !wrong;
+}
+
+typedef struct {
+    uint32_t key;
+    uint32_t place;
+} Keyed;
+
+/* Less for a greater score, the same for both zeros, most for what is no number. */
+static uint32_t key_of(float score)
+{
+    uint32_t bits;
+    if (score != score)
+        return UINT32_MAX;
+    score += 0.0f;
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? bits : ~bits & INT32_MAX;
+}
+
+/* Sort by keys, byte by byte from the last: what has the same key stays in order. */
+static Keyed *sorted(Keyed *some, Keyed *others, Py_ssize_t count)
+{
+    for (int shift = 0; shift < 32; shift += 8) {
+        Py_ssize_t starts[257] = {0};
+        for (Py_ssize_t i = 0; i < count; i++)
+            starts[(some[i].key >> shift & 255) + 1]++;
+        for (int byte = 0; byte < 256; byte++)
+            starts[byte + 1] += starts[byte];
+        for (Py_ssize_t i = 0; i < count; i++)
+            others[starts[some[i].key >> shift & 255]++] = some[i];
+        Keyed *filled = others;
+        others = some;
+        some = filled;
+    }
+    return some;
+}
+
+/* Places of the best scores, best first, of equal ones the first; 0 without memory. */
+static int best_first(const float *scores, Py_ssize_t count, int64_t *places, float *best,
+                      Py_ssize_t wanted)
+{
+    Keyed *keyed = PyMem_Malloc(2 * (size_t)count * sizeof *keyed);
+    if (!keyed)
+        return 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        keyed[i] = (Keyed){key_of(scores[i]), (uint32_t)i};
+    const Keyed *found = sorted(keyed, keyed + count, count);
+    for (Py_ssize_t i = 0; i < wanted; i++) {
+        places[i] = found[i].place;
+        best[i] = scores[found[i].place];
+    }
+    PyMem_Free(keyed);
+    return 1;
+}
+
 /* ---- what a session's own items add to a score ---- */
 
 /* log(exp(one) + exp(other)) as numpy has it, to the bit. */
@@ -756,6 +843,55 @@ static PyObject *py_add_repeats(PyObject *self, PyObject *args)
     return DONE_WITH(&scores, &rows, &session, &weights);
 }
 
+static PyObject *py_told_apart(PyObject *self, PyObject *args)
+{
+    Py_buffer rows;
+    if (!PyArg_ParseTuple(args, "y*", &rows))
+        return NULL;
+    int apart = told_apart(rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t));
+    PyBuffer_Release(&rows);
+    return apart < 0 ? PyErr_NoMemory() : PyBool_FromLong(apart);
+}
+
+static PyObject *py_all_finite(PyObject *self, PyObject *args)
+{
+    Py_buffer numbers;
+    if (!PyArg_ParseTuple(args, "y*", &numbers))
+        return NULL;
+    int finite = all_finite(numbers.buf, numbers.len / (Py_ssize_t)sizeof(float));
+    PyBuffer_Release(&numbers);
+    return PyBool_FromLong(finite);
+}
+
+static PyObject *py_best_first(PyObject *self, PyObject *args)
+{
+    Py_buffer scores, places, best;
+    if (!PyArg_ParseTuple(args, "y*w*w*", &scores, &places, &best))
+        return NULL;
+    Py_ssize_t count = scores.len / (Py_ssize_t)sizeof(float);
+    Py_ssize_t wanted = best.len / (Py_ssize_t)sizeof(float);
+    if (wanted > count || count > INT32_MAX || places.len != wanted * (Py_ssize_t)sizeof(int64_t))
+        PyErr_SetString(PyExc_ValueError, "expected a place for each of the best, of all scores");
+    else if (!best_first(scores.buf, count, places.buf, best.buf, wanted))
+        PyErr_NoMemory();
+    return DONE_WITH(&scores, &places, &best);
+}
+
+/* What stands at some places of a list. */
+static PyObject *py_picked(PyObject *self, PyObject *args)
+{
+    PyObject *list, *picked = NULL;
+    Py_buffer places;
+    if (!PyArg_ParseTuple(args, "O!y*", &PyList_Type, &list, &places))
+        return NULL;
+    if (are_rows(&places, PyList_GET_SIZE(list)))
+        picked = PyList_New(places.len / (Py_ssize_t)sizeof(int64_t));
+    for (Py_ssize_t i = 0; picked && i < PyList_GET_SIZE(picked); i++)
+        PyList_SET_ITEM(picked, i, Py_NewRef(PyList_GET_ITEM(list, ((int64_t *)places.buf)[i])));
+    PyBuffer_Release(&places);
+    return picked;
+}
+
 static PyObject *py_best_of(PyObject *self, PyObject *args)
 {
     Py_buffer scores, best, rows;
@@ -846,6 +982,10 @@ static PyMethodDef methods[] = {
      "read_features(raws, first, (names, places), candidates, width, rows, columns, numbers)"},
     {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
+    {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows)"},
+    {"all_finite", py_all_finite, METH_VARARGS, "all_finite(numbers)"},
+    {"best_first", py_best_first, METH_VARARGS, "best_first(scores, places, best)"},
+    {"picked", py_picked, METH_VARARGS, "picked(list, places)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

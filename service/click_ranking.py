@@ -1,16 +1,16 @@
 """Click-through rankers: features of the request and of the candidates in, probabilities out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model_store.arrays import Rows
 from model_store.bundle import Bundle
 from model_store.errors import BadValue
 from model_store.manifest import FeatureSpec, Manifest
 from model_store.store import OpenedVersion
+from service import kernels
 from service.caches import Blobs
 from service.candidates import (
     NO_FEATURES,
@@ -25,7 +25,7 @@ from service.candidates import (
 )
 from service.errors import Fault, InvalidRequest, TooManyCandidates, Warned
 from service.features import FeaturePlan, Tensors, refused
-from service.item_ids import Chosen, ItemIds
+from service.item_ids import UNKNOWN, Chosen, ItemIds
 from service.item_table import ItemTable
 from service.ranking import (
     RECOMMENDED,
@@ -35,25 +35,25 @@ from service.ranking import (
     Request,
     Scores,
     sort_out,
-    without_repeats,
 )
 from service.schemas import RankRequest, RawRankRequest, RecommendRequest
 from service.scorer import OrtScorer
 
+NOBODY: Final[Sequence[int]] = ()
 
-@dataclass(frozen=True, slots=True)
-class ClickPrepared(Prepared):
+
+class ClickPrepared(Prepared, frozen=True, gc=False, kw_only=True):
     """A request, ready to score.
 
     Attributes:
         feeds: graph input → tensor.
         columns: what the request brought, by item feature, in the order of ``ids``.
-        rows: the candidates' rows in the item table; None without one.
+        rows: the candidates' rows in the item table, if there is one.
     """
 
     feeds: Tensors
     columns: Columns
-    rows: NDArray[np.intp] | None
+    rows: Rows
 
 
 class ClickRanking(Ranking):
@@ -89,10 +89,8 @@ class ClickRanking(Ranking):
         """Check a request and fill the graph's inputs; raises as `Ranking.prepare`."""
         candidates = read_candidates(request, limits, self._item_features)
         warnings = self._unused(request, limits)
-        candidates, repeated = without_repeats(candidates)
-        rows, unknown = self._look_up(candidates.ids)
-        candidates, rows, unknown, excluded = sort_out(
-            candidates, rows, unknown, request.unknown_items
+        candidates, rows, unknown, excluded, repeated = sort_out(
+            candidates, self._rows, request.unknown_items
         )
         feeds = self._candidate_side(candidates, rows, unknown)
         feeds |= self._plan.request(request.user or NO_FEATURES, request.context or NO_FEATURES)
@@ -116,10 +114,12 @@ class ClickRanking(Ranking):
         if given is None:
             return None
         ids = given.ids
-        rows, unknown = self._look_up(ids)
-        odd = len(set(ids)) < len(ids) or (unknown and request.unknown_items in {"drop", "reject"})
-        if odd:
-            return None
+        rows, unknown = self._rows(ids), NOBODY
+        if not kernels.told_apart(rows):
+            unknown = np.flatnonzero(rows < 0).tolist()
+            refused_or_dropped = unknown and request.unknown_items in {"drop", "reject"}
+            if refused_or_dropped or len(set(ids)) < len(ids):
+                return None
         feeds = self._stored(ids, rows, unknown)
         if not self._plan.raw.lay(feeds, given.brought, len(ids)):
             return None
@@ -171,29 +171,28 @@ class ClickRanking(Ranking):
         detail = "this ranker takes no session items; they are ignored"
         return [Warned("unused_session_items", detail, len(session))] if session else []
 
-    def _look_up(self, ids: Sequence[str]) -> tuple[NDArray[np.intp] | None, list[int]]:
-        """The candidates' rows in the item table, if there is one, and who is unknown."""
+    def _rows(self, ids: Sequence[str]) -> Rows:
+        """Rows in the item table, -1 for unknown ones; without a table, a number for each id."""
         if self.table is not None:
-            rows = self.table.rows(ids)
-            return rows, np.flatnonzero(rows < 0).tolist()
+            return self.table.rows(ids)
+        numbers: dict[str, int] = {}
+        rows = np.array([numbers.setdefault(item, len(numbers)) for item in ids], np.intp)
         known = self._plan.known(ids)
         # A bundle without any catalogue cannot call an item unknown.
-        return None, [] if known is None else np.flatnonzero(~known).tolist()
+        return rows if known is None else np.where(known, rows, UNKNOWN)
 
     def _candidate_side(
-        self, candidates: Candidates, rows: NDArray[np.intp] | None, unknown: Sequence[int]
+        self, candidates: Candidates, rows: Rows, unknown: Sequence[int]
     ) -> Tensors:
         feeds = self._stored(candidates.ids, rows, unknown)
         for name in self._plan.lay(feeds, candidates.columns):
             self._overlay(feeds, name, candidates.columns[name], candidates)
         return feeds
 
-    def _stored(
-        self, ids: Sequence[str], rows: NDArray[np.intp] | None, unknown: Sequence[int]
-    ) -> Tensors:
+    def _stored(self, ids: Sequence[str], rows: Rows, unknown: Sequence[int]) -> Tensors:
         """What the bundle knows of candidates."""
         plan = self._plan
-        if self.table is not None and rows is not None:
+        if self.table is not None:
             feeds, unstored = self.table.gather(rows, plan.defaults), unknown
         else:
             feeds = {name: np.tile(row, (len(ids), 1)) for name, row in plan.defaults.items()}
@@ -247,7 +246,7 @@ class ClickRanking(Ranking):
         column = prepared.columns.get(spec.name)
         brought = None if column is None else column[place]
         stored: Any = None
-        if self.table is not None and self.table.values and prepared.rows is not None:
+        if self.table is not None and self.table.values:
             row = int(prepared.rows[place])
             values = self.table.values.get(spec.name)
             stored = None if values is None or row < 0 else values[row]

@@ -14,7 +14,7 @@ numpy gives the same scores, several times slower; `COMPILED` tells which it is,
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ Slots = NDArray[np.uint32]
 Heap = tuple[Floats, Rows]
 Blob = bytes | memoryview
 Buffer = Any  # what lends its bytes
+T = TypeVar("T")
 
 LANES: Final = 32  # items of a block
 HALF_BYTE: Final = 16  # codes that four bits tell apart
@@ -48,6 +49,10 @@ NO_ROW: Final = np.iinfo(np.int64).max
 FREE: Final = np.iinfo(np.uint32).max
 LAID_AT_ONCE: Final = 4096  # tokens: some 150 us
 WHOLE: Final = -1  # instead of a candidate: all of them
+# As types, which compare ten times as fast as what numpy makes types of.
+FLOAT32: Final = np.dtype(np.float32)
+INT64: Final = np.dtype(np.int64)
+CODES: Final = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 COMPILED: Final = not WHY_NOT
 SHUFFLES: Final = COMPILED and _kernels.shuffles()
@@ -60,16 +65,21 @@ def _nobody(count: int) -> Heap:
 
 def _check(tables: Floats, books: int, rows: Rows | None = None) -> None:
     """The loops read memory as the types below, and as many tables as an item has codes."""
-    if tables.dtype != np.float32 or tables.ndim != 2 or len(tables) != books or not books:  # noqa: PLR2004
+    if tables.dtype != FLOAT32 or tables.ndim != 2 or len(tables) != books or not books:  # noqa: PLR2004
         raise TypeError(
             f"expected {books or 'some'} tables of float32, got {tables.dtype} of {tables.shape}"
         )
-    if rows is not None and rows.dtype != np.int64:
-        raise TypeError(f"expected rows of int64, got {rows.dtype}")
+    if rows is not None:
+        _check_type(rows, INT64)
+
+
+def _check_type(array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if array.dtype != dtype:
+        raise TypeError(f"expected {dtype}, got {array.dtype}")
 
 
 def _check_codes(codes: Codes) -> None:
-    if codes.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+    if codes.dtype not in CODES:
         raise TypeError(f"expected codes of uint8 or uint16, got {codes.dtype}")
 
 
@@ -98,6 +108,53 @@ def _check_ids(ends: NDArray[np.uint32], slots: NDArray[np.uint32]) -> None:
 def _check_laid(tensor: NDArray[Any], dtype: np.dtype[Any]) -> None:
     if tensor.dtype != dtype or tensor.ndim != 2 or not tensor.flags.c_contiguous:  # noqa: PLR2004
         raise TypeError(f"expected rows of {dtype} in C order, got {tensor.dtype} {tensor.shape}")
+
+
+# Rows and scores of a request
+
+
+def told_apart(rows: Rows) -> bool:
+    """Whether rows (n,) are all known (not -1), and no two are the same."""
+    if not COMPILED:
+        return bool((rows >= 0).all()) and len(np.unique(rows)) == len(rows)
+    _check_type(rows, INT64)
+    return _kernels.told_apart(rows)
+
+
+def all_finite(numbers: Floats) -> bool:
+    """Whether all are finite numbers."""
+    if not COMPILED:
+        return bool(np.isfinite(numbers).all())
+    _check_type(numbers, FLOAT32)
+    return _kernels.all_finite(np.ascontiguousarray(numbers))
+
+
+def best_first(scores: Floats, count: int | None) -> tuple[Rows, Floats]:
+    """Places of the ``count`` best (None: of all) of scores (N,), best first, and these scores.
+
+    Of equal ones the first comes first; what is no number comes last.
+    """
+    count = len(scores) if count is None else min(count, len(scores))
+    if not COMPILED:
+        order = np.argsort(-scores, kind="stable")[:count]
+        return order, scores[order]
+    _check_type(scores, FLOAT32)
+    places, best = np.empty(count, np.int64), np.empty(count, np.float32)
+    _kernels.best_first(np.ascontiguousarray(scores), places, best)
+    return places, best
+
+
+def picked(values: list[T], places: Rows) -> list[T]:
+    """What stands at some places of a list.
+
+    Raises:
+        IndexError: it has none of them.
+    """
+    if not COMPILED:
+        _check_rows(places, len(values))
+        return [values[place] for place in places.tolist()]
+    _check_type(places, INT64)
+    return _kernels.picked(values, places)
 
 
 def best_of(scores: Floats, count: int) -> Heap:
@@ -156,9 +213,9 @@ def add_repeats(scores: Floats, rows: Rows, session: Rows, weights: Floats) -> N
 
     Only where loops are compiled: numpy takes the way of all that a session leads to.
     """
-    for array, dtype in ((scores, np.float32), (rows, np.int64), (session, np.int64)):
-        if array.dtype != dtype:
-            raise TypeError(f"expected {np.dtype(dtype)}, got {array.dtype}")
+    _check_type(scores, FLOAT32)
+    _check_type(rows, INT64)
+    _check_type(session, INT64)
     _kernels.add_repeats(scores, rows, session, np.ascontiguousarray(weights, np.float32))
 
 

@@ -4,14 +4,16 @@ What all kinds of rankers share is here; `click_ranking` and `session_ranking` a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
+from model_store.arrays import Rows
 from model_store.manifest import Manifest
+from service import kernels
 from service.candidates import NO_FEATURES, NO_LIMITS, Candidates, Limits
 from service.errors import Warned
 from service.features import REQUEST_SIDES, undeclared
@@ -38,8 +40,7 @@ class Ids(Protocol):
     def __getitem__(self, place: int, /) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True, gc=False, kw_only=True):
     """A request, ready to score.
 
     Attributes:
@@ -66,7 +67,7 @@ class Ranked(NamedTuple):
 
     ids: list[str]
     scores: Scores
-    places: list[int]
+    places: Rows
 
 
 class Costs(NamedTuple):
@@ -178,10 +179,11 @@ class Ranking(ABC):
         Raises:
             BadScores: the graph failed, or answered with no number.
         """
-        scores = self.score(prepared)
-        order = np.argsort(-scores, kind="stable")[: prepared.top_k]
-        places = order.tolist()
-        return Ranked([prepared.ids[i] for i in places], scores[order], places)
+        places, scores = kernels.best_first(self.score(prepared), prepared.top_k)
+        ids = prepared.ids
+        if isinstance(ids, list):
+            return Ranked(kernels.picked(ids, places), scores, places)
+        return Ranked([ids[place] for place in places.tolist()], scores, places)
 
     def answer(self, request: Request, prepared: Prepared, ranked: Ranked) -> dict[str, Any]:
         """The ranked part of the reply."""
@@ -191,12 +193,12 @@ class Ranking(ABC):
         if request.shape == "columns":
             body["ids"], body["scores"] = ranked.ids, ranked.scores
             if prepared.cold:
-                body["cold"] = [place in prepared.cold for place in ranked.places]
+                body["cold"] = [place in prepared.cold for place in ranked.places.tolist()]
         else:
             body["items"] = _items(prepared, ranked)
         if isinstance(request, RankRequest) and request.explain == "features":
             body["request_features"], of_items = self.features_used(
-                request, prepared, ranked.places
+                request, prepared, ranked.places.tolist()
             )
             if request.shape == "columns":
                 body["features"] = of_items
@@ -235,7 +237,7 @@ def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
         for item, score in zip(ranked.ids, list(ranked.scores), strict=True)
     ]
     if prepared.cold:
-        for item, place in zip(items, ranked.places, strict=True):
+        for item, place in zip(items, ranked.places.tolist(), strict=True):
             if place in prepared.cold:
                 item["cold"] = True
     return items
@@ -264,38 +266,47 @@ def without_repeats(candidates: Candidates) -> tuple[Candidates, list[Warned]]:
 
 
 class Sorted(NamedTuple):
-    """Candidates once it is clear what becomes of those that the catalogue does not know.
+    """Candidates once it is clear which of them count.
 
     Attributes:
-        rows: the candidates' rows in the catalogue; None without one.
+        rows: what tells them apart; their rows in the catalogue, if there is one.
         unknown: positions of the unknown ones that are scored.
+        repeated: a warning, if there were some.
     """
 
     candidates: Candidates
-    rows: NDArray[np.intp] | None
+    rows: Rows
     unknown: list[int]
     excluded: list[dict[str, Any]]
+    repeated: list[Warned]
 
 
 def sort_out(
     candidates: Candidates,
-    rows: NDArray[np.intp] | None,
-    unknown: Sequence[int],
+    rows_of: Callable[[Sequence[str]], Rows],
     policy: Literal["score", "drop", "reject"] | None,
 ) -> Sorted:
-    """Score, drop or refuse the candidates that the catalogue does not know.
+    """Keep the first candidate of each id; score, drop or refuse those that are unknown.
+
+    ``rows_of`` answers ids with rows that tell them apart, -1 for unknown ones.
 
     Raises:
         UnknownItem: they are to be refused.
     """
+    rows = rows_of(candidates.ids)
+    if kernels.told_apart(rows):  # nearly always; what follows takes longer than the look-up
+        return Sorted(candidates, rows, [], [], [])
+    candidates, repeated = without_repeats(candidates)
+    if repeated:
+        rows = rows_of(candidates.ids)
+    unknown = np.flatnonzero(rows < 0).tolist()
     if unknown and policy == "reject":
         raise candidates.unknown(unknown)
     if not unknown or policy != "drop":
-        return Sorted(candidates, rows, [*unknown], [])
+        return Sorted(candidates, rows, unknown, [], repeated)
     excluded = [{"id": candidates.ids[i], "reason": "unknown_item"} for i in unknown]
-    dropped = frozenset(unknown)
-    kept = [i for i in range(len(candidates.ids)) if i not in dropped]
-    return Sorted(candidates.only(kept), None if rows is None else rows[kept], [], excluded)
+    kept = np.flatnonzero(rows >= 0)
+    return Sorted(candidates.only(kept.tolist()), rows[kept], [], excluded, repeated)
 
 
 def check_golden(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from model_store.manifest import TensorSpec
+from service import kernels
 from service.errors import BadScores, BundleRejected
 from service.features import Tensors
 
@@ -147,7 +148,7 @@ def require_finite(numbers: NDArray[np.float32]) -> None:
     Raises:
         BadScores: one is not.
     """
-    if not np.isfinite(numbers).all():
+    if not kernels.all_finite(numbers):
         raise BadScores("the graph answered with a score that is not a finite number")
 
 

@@ -9,7 +9,6 @@ session's items lead to can only add to a score, and these are few.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
@@ -32,7 +31,7 @@ from service.candidates import (
 )
 from service.catalogue import Catalogue
 from service.errors import BundleRejected, Warned
-from service.item_ids import ItemIds
+from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best
 from service.ranking import (
     RECOMMENDED,
@@ -42,7 +41,6 @@ from service.ranking import (
     Request,
     Scores,
     sort_out,
-    without_repeats,
 )
 from service.schemas import RankRequest, RecommendRequest
 from service.scorer import OrtEncoder, Ways, require_finite
@@ -54,8 +52,7 @@ REMEMBERED: Final = 256  # sessions: the lists of one page come together, and ha
 NOBODY: Final = np.empty(0, np.intp)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionPrepared(Prepared):
+class SessionPrepared(Prepared, frozen=True, gc=False, kw_only=True):
     """A request, ready to score.
 
     Attributes:
@@ -147,11 +144,8 @@ class SessionRanking(Ranking):
         catalogue, encode = self._serving
         candidates = read_candidates(request, limits, NO_FEATURES)
         session, warnings = self._session(request, limits, catalogue)
-        candidates, repeated = without_repeats(candidates)
-        rows = catalogue.rows(candidates.ids)
-        unknown = np.flatnonzero(rows < 0).tolist()
-        candidates, kept, unknown, excluded = sort_out(
-            candidates, rows, unknown, request.unknown_items
+        candidates, rows, unknown, excluded, repeated = sort_out(
+            candidates, catalogue.rows, request.unknown_items
         )
         return SessionPrepared(
             ids=candidates.ids,
@@ -163,7 +157,7 @@ class SessionRanking(Ranking):
             catalogue=catalogue,
             encode=encode,
             session=session,
-            rows=NOBODY if kept is None else kept,
+            rows=rows,
         )
 
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> SessionPrepared:
@@ -189,6 +183,8 @@ class SessionRanking(Ranking):
     ) -> tuple[Rows, list[Warned]]:
         """The rows of the newest session items that are known, and what became of the others."""
         rows = catalogue.rows(read_session(request.session_items, limits))
+        if len(rows) <= self.spec.length and UNKNOWN not in rows.tolist():
+            return rows, []
         known, warnings = rows[rows >= 0], []
         if unknown := len(rows) - len(known):
             detail = f"{unknown} of {len(rows)} session items are unknown; they are left out"
@@ -219,7 +215,7 @@ class SessionRanking(Ranking):
             return super().rank(prepared)
         best = self._best(prepared)
         require_finite(best.scores)
-        return Ranked(prepared.catalogue.ids(best.rows), best.scores, [])
+        return Ranked(prepared.catalogue.ids(best.rows), best.scores, NOBODY)
 
     def _best(self, prepared: SessionPrepared) -> Best:
         catalogue, excluded, ways = prepared.catalogue, prepared.rows, prepared.ways()

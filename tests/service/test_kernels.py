@@ -165,6 +165,77 @@ def test_places_that_nobody_takes_are_marked(compiled: bool) -> None:
 
 
 @ways
+@given(arrays(np.int64, st.integers(0, 60), elements=st.integers(-1, 100)))
+def test_rows_are_told_apart_unless_one_is_unknown_or_comes_twice(
+    compiled: bool, rows: Array
+) -> None:
+    """Whatever they are; of no rows nothing is the same."""
+    listed = rows.tolist()
+
+    with by(compiled):
+        assert kernels.told_apart(rows) == (-1 not in listed and len(set(listed)) == len(listed))
+
+
+@ways
+def test_rows_of_any_size_are_told_apart(compiled: bool) -> None:
+    """Many, and the greatest that there are."""
+    rows = np.random.default_rng(0).permutation(10_000)
+    rows[7] = np.iinfo(np.int64).max
+
+    with by(compiled):
+        assert kernels.told_apart(rows)
+        rows[-1] = rows[0]
+        assert not kernels.told_apart(rows)
+
+
+@ways
+@given(arrays(np.float32, st.integers(0, 60), elements=st.floats(width=32)))
+def test_numbers_are_finite_if_all_are(compiled: bool, numbers: Array) -> None:
+    """The greatest of float32 are; infinities and what is no number are not."""
+    with by(compiled):
+        assert kernels.all_finite(numbers) == bool(np.isfinite(numbers).all())
+
+
+@ways
+@given(
+    arrays(np.float32, st.integers(0, 300), elements=st.floats(width=32, allow_nan=False)),
+    st.one_of(st.none(), st.integers(0, 400)),
+)
+def test_the_best_come_first_and_of_equal_ones_the_first(
+    compiled: bool, scores: Array, count: int | None
+) -> None:
+    """As a stable sort has them, both zeros being equal."""
+    order = np.argsort(-scores, kind="stable")[:count]
+
+    with by(compiled):
+        places, best = kernels.best_first(scores, count)
+
+    assert places.tolist() == order.tolist()
+    np.testing.assert_array_equal(best, scores[order])
+
+
+@ways
+def test_what_is_no_number_comes_last(compiled: bool) -> None:
+    """Whatever its sign, and below infinity; of other memory than scores none is sorted."""
+    scores = np.array([np.nan, -np.inf, 1.0, -np.nan, 1.0], np.float32)
+    with by(compiled):
+        places, _ = kernels.best_first(np.broadcast_to(scores, (1, 5))[0], None)
+
+    assert places.tolist() == [2, 4, 1, 0, 3]
+
+
+@ways
+def test_values_are_picked_by_place(compiled: bool) -> None:
+    """In the order of the places, also twice; from the end none is taken."""
+    with by(compiled):
+        assert kernels.picked(["a", "b", "c"], np.array([2, 0, 2])) == ["c", "a", "c"]
+        assert kernels.picked([], np.array([], np.int64)) == []
+        for beyond in (-1, 3):
+            with pytest.raises(IndexError, match="expected rows from 0 to 2"):
+                kernels.picked(["a", "b", "c"], np.array([0, beyond]))
+
+
+@ways
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [([], 0), (["a", "", "ccc"], 3), (["€𝄞"], 2), (["a", 7], -1), ([None], -1), (("a", "bb"), 2)],
@@ -351,6 +422,10 @@ KEY = bytes(range(16))
         (kernels.scanned, (CODES.astype(np.int8), TABLES, 1)),
         (kernels.scanned, (CODES, TABLES[:1], 1)),
         (kernels.best_of, (TABLES[0].astype(np.float64), 1)),
+        (kernels.told_apart, (ROWS.astype(np.int32),)),
+        (kernels.all_finite, (TABLES[0].astype(np.float64),)),
+        (kernels.best_first, (TABLES[0].astype(np.float64), 1)),
+        (kernels.picked, (["a"], ROWS.astype(np.int32))),
         (kernels.taken_from_blocks, (kernels.in_blocks(CODES), ROWS, TABLES[:1])),
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES[:1], 3, 1)),
         (kernels.scanned_blocks, (kernels.in_blocks(CODES), TABLES, 33, 1)),
