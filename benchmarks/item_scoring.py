@@ -145,9 +145,9 @@ def lists(matrix: NDArray, candidates: int, rng: np.random.Generator) -> Timed:
         "tensor train, ONNX Runtime": lambda: train.run(
             None, next(of_digits) | {"query": next(columns)}
         ),
-        "8 codes of 8 bits, in cuts": lambda: product.scores(next(queries), next(rows)),
-        "8 codes of 8 bits": lambda: eight.scores(next(queries), next(rows)),
-        "16 codes of 4 bits": lambda: four.scores(next(queries), next(rows)),
+        "8 codes of 8 bits, in cuts": lambda: product.scoring(next(queries))(next(rows)),
+        "8 codes of 8 bits": lambda: eight.scoring(next(queries))(next(rows)),
+        "16 codes of 4 bits": lambda: four.scoring(next(queries))(next(rows)),
     }
 
 

@@ -14,11 +14,12 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import orjson
 import uvloop
@@ -141,7 +142,8 @@ def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
     if prepared is None:
         raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
     if isinstance(ranking, SessionRanking) and isinstance(prepared, SessionPrepared):
-        return replace(prepared, encode=prepared.encode.__wrapped__)  # as of a new session
+        encode = prepared.encode.__wrapped__  # as of a new session
+        return msgspec.structs.replace(prepared, encode=encode)
     return prepared
 
 

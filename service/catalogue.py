@@ -190,18 +190,15 @@ class Catalogue:
         if self.fresh_vectors is None and self.base.vectors is not None:
             return self.base.vectors.vectors(rows)
         found = np.zeros((len(rows), len(self.base.mean)), np.float32)
-        for part, places, within in self._parts(rows):
-            found[places] = part.vectors(within)
+        parts = (self.base.vectors, self.fresh_vectors)
+        for part, (places, within) in zip(parts, self.parted(rows), strict=True):
+            if part is not None:
+                found[places] = part.vectors(within)
         return found
 
-    def scores(self, query: Floats, rows: Rows) -> Floats:
-        """(n,) products of a query (dim,) with the items of ``rows``; the mean item's for -1."""
-        if self.fresh_vectors is None and self.base.vectors is not None and not (rows < 0).any():
-            return self.base.vectors.scores(query, rows)
-        found = np.full(len(rows), self.base.mean @ query, np.float32)
-        for part, places, within in self._parts(rows):
-            found[places] = part.scores(query, within)
-        return found
+    def scoring(self, query: Floats) -> "CatalogueScoring":
+        """What multiplies a query (dim,) with items."""
+        return CatalogueScoring(self, query)
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,); all of them if there are fewer."""
@@ -216,21 +213,41 @@ class Catalogue:
             return Best(rows[0], scores[0])
         return Best.sorted(np.concatenate(rows), np.concatenate(scores), count)
 
-    def _parts(self, rows: Rows) -> Iterator[tuple[ItemScores, Any, Rows]]:
-        """The vectors that some rows are of: where these rows stand, and their rows there."""
+    def parted(self, rows: Rows) -> Iterator[tuple[Rows, Rows]]:
+        """Where rows of the bundle stand, and where fresh ones do; and their rows there."""
         own = len(self.base.ids)
-        for part, start, end in (
-            (self.base.vectors, 0, own),
-            (self.fresh_vectors, own, len(self)),
-        ):
-            if part is None:
-                continue
-            mine = (rows >= start) & (rows < end)
-            if mine.all():
-                yield part, slice(None), rows - start
-            elif mine.any():
-                places = np.flatnonzero(mine)
-                yield part, places, rows[places] - start
+        for start, end in ((0, own), (own, len(self))):
+            places = np.flatnonzero((rows >= start) & (rows < end))
+            yield places, rows[places] - start
+
+
+class CatalogueScoring:
+    """Multiplies one query with items; what the query alone decides is computed once."""
+
+    __slots__ = ("_catalogue", "_mean", "_parts")
+
+    def __init__(self, catalogue: Catalogue, query: Floats) -> None:
+        base = catalogue.base
+        self._catalogue = catalogue
+        self._parts = [
+            None if part is None else part.scoring(query)
+            for part in (base.vectors, catalogue.fresh_vectors)
+        ]
+        self._mean = base.mean @ query
+
+    def __call__(self, rows: Rows, *, known: bool) -> Floats:
+        """(n,) products with the items of ``rows``; the mean item's for -1.
+
+        ``known``: there is no -1.
+        """
+        own, fresh = self._parts
+        if known and fresh is None and own is not None:
+            return own(rows)
+        found = np.full(len(rows), self._mean, np.float32)
+        for part, (places, within) in zip(self._parts, self._catalogue.parted(rows), strict=True):
+            if part is not None:
+                found[places] = part(within)
+        return found
 
 
 def _array(name: str, blob: Blob) -> tuple[str, NDArray[Any]]:

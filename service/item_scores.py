@@ -4,7 +4,9 @@ Each way gives the same score for an item whatever else is asked, so that what /
 what /rank scores; products alone may differ between the two in the last bit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -14,6 +16,8 @@ from model_store.arrays import Floats, Rows
 from model_store.codebooks import CodedTable
 from model_store.item_vectors import ItemVectors
 from service import kernels
+
+Scoring = Callable[[Rows], Floats]  # rows (n,) to their items' products (n,) with one query
 
 
 class Best(NamedTuple):
@@ -50,8 +54,8 @@ class ItemScores(Protocol):
         """(n, dim) for rows (n,)."""
         ...
 
-    def scores(self, query: Floats, rows: Rows) -> Floats:
-        """(n,) products of a query (dim,) with the items of ``rows``."""
+    def scoring(self, query: Floats) -> Scoring:
+        """What multiplies a query (dim,) with items; it holds all that the query alone decides."""
         ...
 
     def best(self, query: Floats, count: int) -> Best:
@@ -77,9 +81,9 @@ class Products:
         """(n, dim) for rows (n,)."""
         return self.table.vectors(rows)
 
-    def scores(self, query: Floats, rows: Rows) -> Floats:
-        """(n,) products of a query (dim,) with the items of ``rows``."""
-        return self.table.scores(query, rows)
+    def scoring(self, query: Floats) -> Scoring:
+        """What multiplies a query (dim,) with items."""
+        return partial(self.table.scores, query)
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""
@@ -104,9 +108,9 @@ class LookUps:
         """(n, dim) for rows (n,)."""
         return self.table.vectors(rows)
 
-    def scores(self, query: Floats, rows: Rows) -> Floats:
-        """(n,) products of a query (dim,) with the items of ``rows``."""
-        return kernels.taken(self.table.codes, rows, self.table.sub_scores(query))
+    def scoring(self, query: Floats) -> Scoring:
+        """What multiplies a query (dim,) with items: its products with the codewords."""
+        return partial(kernels.taken, self.table.codes, tables=self.table.sub_scores(query))
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""
@@ -151,9 +155,9 @@ class Shuffles:
         named = CodedTable(self.codes(rows), self.words.codebooks, self.words.concatenated)
         return named.vectors(np.arange(len(rows)))
 
-    def scores(self, query: Floats, rows: Rows) -> Floats:
-        """(n,) products of a query (dim,) with the items of ``rows``."""
-        return kernels.taken_from_blocks(self.blocks, rows, self._tables(query))
+    def scoring(self, query: Floats) -> Scoring:
+        """What multiplies a query (dim,) with items: its products with the codewords."""
+        return partial(kernels.taken_from_blocks, self.blocks, tables=self._tables(query))
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""

@@ -29,7 +29,7 @@ from service.candidates import (
     read_excluded,
     read_session,
 )
-from service.catalogue import Catalogue
+from service.catalogue import Catalogue, CatalogueScoring
 from service.errors import BundleRejected, Warned
 from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best
@@ -57,26 +57,38 @@ class SessionPrepared(Prepared, frozen=True, gc=False, kw_only=True):
 
     Attributes:
         catalogue: the one that the request's rows belong to.
-        encode: what its session's rows, as bytes, lead to.
+        encode: its session's rows, as bytes, to what they come to.
         session: (L,) rows of the session's items, oldest first.
         rows: (N,) the candidates' rows, -1 for unknown ones; of /recommend the excluded ones.
     """
 
     catalogue: Catalogue
-    encode: Callable[[bytes], Ways]
+    encode: Callable[[bytes], "Encoded"]
     session: Rows
     rows: Rows
 
-    def ways(self) -> Ways:
-        """The ways to the next item; remembered, where the session has been asked after before."""
+    def encoded(self) -> "Encoded":
+        """What the session comes to; remembered, where it has been asked after before."""
         return self.encode(self.session.tobytes())
+
+
+class Encoded(NamedTuple):
+    """What a session comes to, whatever is asked of it.
+
+    Attributes:
+        ways: to the next item.
+        scoring: what its query gives items; None for a ranker without.
+    """
+
+    ways: Ways
+    scoring: CatalogueScoring | None
 
 
 class _Serving(NamedTuple):
     """A catalogue, and what encodes sessions of its rows. It goes with its catalogue."""
 
     catalogue: Catalogue
-    encode: Callable[[bytes], Ways]
+    encode: Callable[[bytes], Encoded]
 
 
 class Reached(NamedTuple):
@@ -196,12 +208,12 @@ class SessionRanking(Ranking):
 
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
-        catalogue, session, ways = prepared.catalogue, prepared.session, prepared.ways()
-        scores = _generated(catalogue, ways.query, prepared.rows)
+        session, (ways, scoring) = prepared.session, prepared.encoded()
+        scores = _generated(scoring, prepared.rows, known=not prepared.cold)
         if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
             kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
         else:
-            led_to = reached(session, ways, catalogue.base.neighbours)
+            led_to = reached(session, ways, prepared.catalogue.base.neighbours)
             _add(scores, prepared.rows, led_to)
         require_finite(scores)
         return scores
@@ -218,7 +230,8 @@ class SessionRanking(Ranking):
         return Ranked(prepared.catalogue.ids(best.rows), best.scores, NOBODY)
 
     def _best(self, prepared: SessionPrepared) -> Best:
-        catalogue, excluded, ways = prepared.catalogue, prepared.rows, prepared.ways()
+        catalogue, excluded = prepared.catalogue, prepared.rows
+        ways, scoring = prepared.encoded()
         led_to = reached(prepared.session, ways, catalogue.base.neighbours)
         wanted = prepared.top_k or RECOMMENDED
         # Of the items that a session does not lead to, none but these can be among the best.
@@ -228,7 +241,7 @@ class SessionRanking(Ranking):
         else:
             best = catalogue.best(ways.query, count)
         others = ~np.isin(best.rows, led_to.rows)
-        generated = _generated(catalogue, ways.query, led_to.rows)
+        generated = _generated(scoring, led_to.rows, known=True)
         rows = np.concatenate([best.rows[others], led_to.rows])
         scores = np.concatenate(
             [best.scores[others], np.logaddexp(generated, led_to.weights)], dtype=np.float32
@@ -237,15 +250,16 @@ class SessionRanking(Ranking):
         return Best.sorted(rows[allowed], scores[allowed], wanted)
 
 
-def _encoded(encoder: OrtEncoder, catalogue: Catalogue, session: bytes) -> Ways:
-    return encoder.encode(catalogue.vectors(np.frombuffer(session, np.intp)))
+def _encoded(encoder: OrtEncoder, catalogue: Catalogue, session: bytes) -> Encoded:
+    ways = encoder.encode(catalogue.vectors(np.frombuffer(session, np.intp)))
+    return Encoded(ways, None if ways.query is None else catalogue.scoring(ways.query))
 
 
-def _generated(catalogue: Catalogue, query: Floats | None, rows: Rows) -> Floats:
+def _generated(scoring: CatalogueScoring | None, rows: Rows, *, known: bool) -> Floats:
     """(n,) what a query alone gives some items."""
-    if query is None:
+    if scoring is None:
         return np.full(len(rows), UNREACHED, np.float32)
-    return catalogue.scores(query, rows)
+    return scoring(rows, known=known)
 
 
 def _add(scores: Floats, rows: Rows, reached: Reached) -> None:

@@ -42,7 +42,9 @@ def test_what_is_packed_is_unpacked(form: str, tmp_path: Path) -> None:
     assert found is not None
     assert found.ids(ROWS) == IDS
     np.testing.assert_array_equal(found.vectors(ROWS), read.vectors(ROWS))
-    np.testing.assert_array_equal(found.scores(QUERY, ROWS), read.scores(QUERY, ROWS))
+    np.testing.assert_array_equal(
+        found.scoring(QUERY)(ROWS, known=False), read.scoring(QUERY)(ROWS, known=False)
+    )
     np.testing.assert_array_equal(found.base.mean, read.base.mean)
     assert found.base.neighbours is not None
     assert found.base.neighbours.of(3)[0].tolist() == [4, 5]
@@ -179,7 +181,9 @@ def test_codes_that_nobody_packs_are_not_taken(form: str, tmp_path: Path) -> Non
     found = Catalogue.unpack({**read.pack(), "blocks:|u1:2x1x32": b"\xff" * 64}, bundle, HELD)
 
     assert found is not None
-    np.testing.assert_array_equal(found.scores(QUERY, ROWS), read.scores(QUERY, ROWS))
+    np.testing.assert_array_equal(
+        found.scoring(QUERY)(ROWS, known=False), read.scoring(QUERY)(ROWS, known=False)
+    )
 
 
 @pytest.mark.parametrize("form", ["4 bits", "8 bits"])
@@ -215,8 +219,8 @@ def test_fresh_items_follow_those_of_the_bundle(tmp_path: Path) -> None:
     assert grown.ids(rows[[0, 1, 3]]) == ["zebra", "i3", "ant"]
     assert len(grown) == ITEMS + 2
     assert grown.nbytes == base.nbytes + 2 * DIM * 4
-    scores = grown.scores(QUERY, rows)
-    expected = [9.0, base.scores(QUERY, rows[1:2])[0], base.base.mean @ QUERY, 16.0]
+    scores = grown.scoring(QUERY)(rows, known=False)
+    expected = [9.0, base.scoring(QUERY)(rows[1:2], known=False)[0], base.base.mean @ QUERY, 16.0]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     np.testing.assert_array_equal(grown.vectors(rows[:1]), [[9.0, 0.0, 0.0, 0.0]])
     assert grown.ids(grown.best(QUERY, 2).rows) == ["ant", "zebra"]

@@ -24,14 +24,14 @@ def test_scores_are_products_with_the_vectors(table: ItemVectors) -> None:
 
     assert len(items) == ITEMS
     np.testing.assert_array_equal(items.vectors(rows), vectors[rows])
-    np.testing.assert_allclose(items.scores(query, rows), vectors[rows] @ query, atol=1e-5)
+    np.testing.assert_allclose(items.scoring(query)(rows), vectors[rows] @ query, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 7, ITEMS, 10 * ITEMS])
 def test_the_best_come_first(table: ItemVectors, count: int) -> None:
     """As many as were asked for or as there are, with the scores that they have elsewhere."""
     items, query = fastest(table), np.array([1.0, -0.5, 2.0, 0.25], np.float32)
-    scores = items.scores(query, np.arange(ITEMS))
+    scores = items.scoring(query)(np.arange(ITEMS))
     best = items.best(query, count)
 
     assert len(best.rows) == min(count, ITEMS)
