@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,7 +23,7 @@ from model_store.store import open_store
 from service import errors
 from service.caches import CacheOptions, open_cache
 from service.candidates import Limits
-from service.deps import Parts, header, request_id_of
+from service.deps import Parts, by_name, request_id_of
 from service.errors import Fault, ServiceError, escape
 from service.gate import Drain, InFlight, Keys, RateLimit
 from service.loader import Loader, NothingLoaded
@@ -83,7 +83,8 @@ class Service:
     async def _behind(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every other route: request ids, metrics and the log as in front."""
         started, status = perf_counter(), 500
-        request_id = request_id_of(header(scope["headers"], b"x-request-id"))
+        headers = by_name(scope["headers"])
+        request_id = request_id_of(headers.get(b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def tell(message: Message) -> None:
@@ -98,7 +99,7 @@ class Service:
             await send(message)
 
         try:
-            body = await self._body(scope, receive)
+            body = await self._body(scope["method"], headers, receive)
             await self._api(_get_for_head(scope), _replay(body, receive), tell)
         except endpoint.Disconnected:
             status = 499
@@ -110,12 +111,12 @@ class Service:
                 log.exception("internal error", request_id=request_id)
         self._record(scope, status, request_id, perf_counter() - started)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
+    async def _body(self, method: str, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        if method in {"GET", "HEAD", "OPTIONS"}:
             return b""
         settings = self.parts.settings
         return await endpoint.read_body(
-            scope, receive, settings.max_body_bytes, settings.body_timeout_s
+            headers, receive, settings.max_body_bytes, settings.body_timeout_s
         )
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:

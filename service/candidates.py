@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from model_store.encoding import token
 from service import kernels
@@ -52,8 +52,7 @@ class ItemFeatures(NamedTuple):
     kept: Set[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Struct, frozen=True, gc=False):
     """Candidates, whatever shape they came in.
 
     Attributes:
@@ -117,12 +116,13 @@ def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures
     if isinstance(given, CandidateColumns):
         return _columns(given, limits, features)
     _check_count(len(given), "/candidates", limits)
-    if kernels.longest(given) < 0 and CandidateRow in (kinds := set(map(type, given))):
+    longest = kernels.longest(given)
+    if longest < 0 and CandidateRow in (kinds := set(map(type, given))):
         if len(kinds) > 1:
             raise _mixed(given)
         return _rows(cast("Sequence[CandidateRow]", given), limits, features)
     pattern = "/candidates/{}"
-    ids = texts(given, pattern, limits)  # type: ignore[arg-type]
+    ids = _texts(cast("Sequence[Id]", given), longest, pattern, limits)
     return Candidates(ids, {}, {}, pattern)
 
 
@@ -261,8 +261,11 @@ def texts(ids: Sequence[Id], pattern: str, limits: Limits) -> list[str]:
     Raises:
         InvalidRequest: one is too long.
     """
+    return _texts(ids, kernels.longest(ids), pattern, limits)
+
+
+def _texts(ids: Sequence[Id], longest: int, pattern: str, limits: Limits) -> list[str]:
     found: list[str] = ids  # type: ignore[assignment]
-    longest = kernels.longest(ids)
     if longest < 0:
         found = [text_of(each) for each in ids]
         longest = kernels.longest(found)

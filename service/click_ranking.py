@@ -90,7 +90,7 @@ class ClickRanking(Ranking):
         candidates = read_candidates(request, limits, self._item_features)
         warnings = self._unused(request, limits)
         candidates, rows, unknown, excluded, repeated = sort_out(
-            candidates, self._rows, request.unknown_items
+            candidates, self._rows(candidates.ids), request.unknown_items
         )
         feeds = self._candidate_side(candidates, rows, unknown)
         feeds |= self._plan.request(request.user or NO_FEATURES, request.context or NO_FEATURES)

@@ -1,8 +1,8 @@
 """What routes share: the parts of the service, and the callers' keys and request ids."""
 
+import random
 import re
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -89,12 +89,9 @@ def request_id_of(value: bytes | None) -> str:
             return value.decode("ascii")
         if cleaned := _UNPRINTABLE.sub(b"", value)[:MAX_REQUEST_ID]:
             return cleaned.decode("ascii")
-    return secrets.token_hex(8)
+    return f"{random.getrandbits(64):016x}"  # a name, no secret; a fork has numbers of its own
 
 
-def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first header of that name."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+def by_name(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
+    """Headers by name: of each the first."""
+    return dict(reversed([*headers]))

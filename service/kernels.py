@@ -52,6 +52,7 @@ WHOLE: Final = -1  # instead of a candidate: all of them
 # As types, which compare ten times as fast as what numpy makes types of.
 FLOAT32: Final = np.dtype(np.float32)
 INT64: Final = np.dtype(np.int64)
+UINT32: Final = np.dtype(np.uint32)
 CODES: Final = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 COMPILED: Final = not WHY_NOT
@@ -94,15 +95,9 @@ def _check_rows(rows: Rows, items: int) -> None:
         raise IndexError(f"expected rows from 0 to {items - 1}, got {rows.min()} to {rows.max()}")
 
 
-def _check_ends(ends: NDArray[np.uint32]) -> None:
-    if ends.dtype != np.uint32:
-        raise TypeError(f"expected ends of uint32, got {ends.dtype}")
-
-
 def _check_ids(ends: NDArray[np.uint32], slots: NDArray[np.uint32]) -> None:
-    _check_ends(ends)
-    if slots.dtype != np.uint32:
-        raise TypeError(f"expected slots of uint32, got {slots.dtype}")
+    if ends.dtype != UINT32 or slots.dtype != UINT32:
+        raise TypeError(f"expected ends and slots of uint32, got {ends.dtype} and {slots.dtype}")
 
 
 def _check_laid(tensor: NDArray[Any], dtype: np.dtype[Any]) -> None:
@@ -213,9 +208,10 @@ def add_repeats(scores: Floats, rows: Rows, session: Rows, weights: Floats) -> N
 
     Only where loops are compiled: numpy takes the way of all that a session leads to.
     """
-    _check_type(scores, FLOAT32)
-    _check_type(rows, INT64)
-    _check_type(session, INT64)
+    if scores.dtype != FLOAT32 or not rows.dtype == session.dtype == INT64:
+        raise TypeError(
+            f"expected float32, int64, int64, got {scores.dtype}, {rows.dtype}, {session.dtype}"
+        )
     _kernels.add_repeats(scores, rows, session, np.ascontiguousarray(weights, np.float32))
 
 
@@ -326,9 +322,9 @@ def index_ids(text: Blob, ends: NDArray[np.uint32], key: bytes) -> Slots:
     Raises:
         ValueError: an id lies outside of the text, or appears twice.
     """
-    _check_ends(ends)
     # A third of the slots stays free, so that few of them are looked at.
     slots = np.full(len(ends) + len(ends) // 2, FREE, np.uint32)
+    _check_ids(ends, slots)
     _kernels.index_ids(text, ends, key, slots)
     return slots
 

@@ -1,6 +1,9 @@
 """Metrics: every instrument, named once, on a registry of its own."""
 
 import os
+from bisect import bisect_left
+from collections import Counter as Tallied
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +22,17 @@ CANDIDATES: Final = (1, 10, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 STAGES: Final = ("parse", "queue", "features", "score", "encode")
 
 
+class Histograms(Histogram):
+    """A histogram that observes many amounts in one go."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """As `observe` of each: it takes a lock twice and looks through the buckets every time."""
+        if amounts:
+            self._sum.inc(sum(amounts))
+        for bucket, count in Tallied(bisect_left(self._upper_bounds, x) for x in amounts).items():
+            self._buckets[bucket].inc(count)
+
+
 class Metrics:
     """The instruments. Labels come from closed sets: routes, codes, served models."""
 
@@ -31,21 +45,21 @@ class Metrics:
             ["route", "status"],
             registry=registry,
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = Histograms(
             "slimrank_request_seconds",
             "Time of a request.",
             ["route"],
             registry=registry,
             buckets=SECONDS,
         )
-        self.stage_seconds = Histogram(
+        self.stage_seconds = Histograms(
             "slimrank_stage_seconds",
             "Time of a stage of a ranking: parse, queue, features, score, encode.",
             ["stage"],
             registry=registry,
             buckets=STAGE_SECONDS,
         )
-        self.candidates = Histogram(
+        self.candidates = Histograms(
             "slimrank_candidates", "Candidates of a request.", registry=registry, buckets=CANDIDATES
         )
         self.problems = Counter(

@@ -4,7 +4,7 @@ What all kinds of rankers share is here; `click_ranking` and `session_ranking` a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -222,6 +222,8 @@ class Ranking(ABC):
 
     def _undeclared(self, request: Request, of_items: Mapping[str, int]) -> list[Warned]:
         """Warnings of the features that a request brings and the bundle does not know."""
+        if not (request.user or request.context or of_items):
+            return []
         user, context, warnings = request.user or NO_FEATURES, request.context or NO_FEATURES, []
         if not self._user >= user.keys():
             warnings += undeclared(self._features, "user", _given(user))
@@ -254,15 +256,16 @@ def _given(side: Features) -> dict[str, int]:
     return {name: 1 for name, value in side.items() if value is not None}
 
 
-def without_repeats(candidates: Candidates) -> tuple[Candidates, list[Warned]]:
-    """The first candidate of each id, and a warning if there were others."""
+def without_repeats(candidates: Candidates, rows: Rows) -> tuple[Candidates, Rows, list[Warned]]:
+    """The first candidate of each id with its row, and a warning if there were others."""
     first = candidates.first_of_each()
     if first is None:
-        return candidates, []
+        return candidates, rows, []
     given = len(candidates.ids)
     repeated = given - len(first)
     detail = f"{repeated} of {given} candidates repeat an id; the first of each counts"
-    return candidates.only(first), [Warned("duplicate_candidates", detail, repeated)]
+    warned = Warned("duplicate_candidates", detail, repeated)
+    return candidates.only(first), rows[first], [warned]
 
 
 class Sorted(NamedTuple):
@@ -283,22 +286,19 @@ class Sorted(NamedTuple):
 
 def sort_out(
     candidates: Candidates,
-    rows_of: Callable[[Sequence[str]], Rows],
+    rows: Rows,
     policy: Literal["score", "drop", "reject"] | None,
 ) -> Sorted:
     """Keep the first candidate of each id; score, drop or refuse those that are unknown.
 
-    ``rows_of`` answers ids with rows that tell them apart, -1 for unknown ones.
+    ``rows`` tell ids apart: those in the catalogue, if there is one; -1 for unknown ones.
 
     Raises:
         UnknownItem: they are to be refused.
     """
-    rows = rows_of(candidates.ids)
     if kernels.told_apart(rows):  # nearly always; what follows takes longer than the look-up
         return Sorted(candidates, rows, [], [], [])
-    candidates, repeated = without_repeats(candidates)
-    if repeated:
-        rows = rows_of(candidates.ids)
+    candidates, rows, repeated = without_repeats(candidates, rows)
     unknown = np.flatnonzero(rows < 0).tolist()
     if unknown and policy == "reject":
         raise candidates.unknown(unknown)

@@ -38,7 +38,6 @@ from service.ranking import (
     Prepared,
     Ranked,
     Ranking,
-    Request,
     Scores,
     sort_out,
 )
@@ -155,9 +154,11 @@ class SessionRanking(Ranking):
         """Check a request and look its items up; raises as `Ranking.prepare`."""
         catalogue, encode = self._serving
         candidates = read_candidates(request, limits, NO_FEATURES)
-        session, warnings = self._session(request, limits, catalogue)
+        before = read_session(request.session_items, limits)
+        found = catalogue.rows([*before, *candidates.ids])  # both at once: fewer steps around it
+        session, warnings = self._session(found[: len(before)])
         candidates, rows, unknown, excluded, repeated = sort_out(
-            candidates, catalogue.rows, request.unknown_items
+            candidates, found[len(before) :], request.unknown_items
         )
         return SessionPrepared(
             ids=candidates.ids,
@@ -175,7 +176,8 @@ class SessionRanking(Ranking):
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> SessionPrepared:
         """Check a request; raises as `Ranking.prepare_best`, but for the catalogue's size."""
         catalogue, encode = self._serving
-        session, warnings = self._session(request, limits, catalogue)
+        before = read_session(request.session_items, limits)
+        session, warnings = self._session(catalogue.rows(before))
         excluded = np.unique(catalogue.rows(read_excluded(request.exclude, limits)))
         return SessionPrepared(
             ids=[],
@@ -190,11 +192,8 @@ class SessionRanking(Ranking):
             rows=excluded[excluded >= 0],
         )
 
-    def _session(
-        self, request: Request, limits: Limits, catalogue: Catalogue
-    ) -> tuple[Rows, list[Warned]]:
+    def _session(self, rows: Rows) -> tuple[Rows, list[Warned]]:
         """The rows of the newest session items that are known, and what became of the others."""
-        rows = catalogue.rows(read_session(request.session_items, limits))
         if len(rows) <= self.spec.length and UNKNOWN not in rows.tolist():
             return rows, []
         known, warnings = rows[rows >= 0], []

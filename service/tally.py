@@ -5,13 +5,13 @@ line and seven histograms cost more than parsing and encoding; one after the oth
 """
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from prometheus_client import Counter, Histogram
+from msgspec import Struct
 
 from service.metrics import Metrics
 
@@ -21,8 +21,12 @@ DELAY_S: Final = 0.05  # how late a line may be, and what other workers' metrics
 Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+def milliseconds(seconds: float) -> float:
+    """Rounded to microseconds, in a tenth of the time that `round` takes."""
+    return int(seconds * 1e6 + 0.5) / 1e3
+
+
+class Served(Struct, frozen=True, gc=False):
     """What a request was answered with.
 
     Attributes:
@@ -42,8 +46,7 @@ class Served:
     laps: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True, gc=False):
     """A request that was answered.
 
     Attributes:
@@ -72,7 +75,7 @@ class Answered:
             "method": self.method,
             "route": self.route,
             "status": self.status,
-            "ms": round(self.seconds * 1e3, 3),
+            "ms": milliseconds(self.seconds),
         }
         if self.code is not None or self.served is not None:
             fields["code"] = self.code  # null where a ranking went well
@@ -84,7 +87,7 @@ class Answered:
                 "cold": served.cold,
             }
             for stage, seconds in served.laps.items():
-                fields[f"{stage}_ms"] = round(seconds * 1e3, 3)
+                fields[f"{stage}_ms"] = milliseconds(seconds)
         return fields
 
 
@@ -99,9 +102,6 @@ class Tally:
     def __init__(self, metrics: Metrics, write: Write | None) -> None:
         self._metrics, self._write = metrics, write
         self._pending: list[Answered] = []
-        # Looked up once: labels() costs as much as observe().
-        self._requests: dict[tuple[str, int], Counter] = {}
-        self._seconds: dict[str, Histogram] = {}
 
     def add(self, answered: Answered) -> None:
         """Take a request in."""
@@ -114,31 +114,35 @@ class Tally:
     def settle(self) -> None:
         """Count and log what has come since the last time."""
         settled, self._pending = self._pending, []
-        for each in settled:
-            self._count(each)
+        self._count(settled)
+        self._count_served([each.served for each in settled if each.served is not None])
         if self._write is not None and settled:
             # Nobody reads them any more, or the disk is full: requests and scrapes go on.
             with suppress(OSError, ValueError):
                 self._write(each.line() for each in settled)
 
-    def _count(self, answered: Answered) -> None:
-        route, status = answered.route, answered.status
-        if (route, status) not in self._requests:
-            self._requests[route, status] = self._metrics.requests.labels(route, str(status))
-        if route not in self._seconds:
-            self._seconds[route] = self._metrics.request_seconds.labels(route)
-        self._requests[route, status].inc()
-        self._seconds[route].observe(answered.seconds)
-        if answered.served is not None:
-            self._count_served(answered.served)
-
-    def _count_served(self, served: Served) -> None:
+    def _count(self, settled: Sequence[Answered]) -> None:
         metrics = self._metrics
-        for stage, seconds in served.laps.items():
-            metrics.stages[stage].observe(seconds)
-        if served.brought:
-            metrics.candidates.observe(served.candidates)
-        if served.cold:
-            metrics.cold_candidates.labels(served.model).inc(served.cold)
-        for code in served.warnings:
-            metrics.warnings.labels(code).inc()
+        requests = Counter((each.route, each.status) for each in settled)
+        for (route, status), count in requests.items():
+            metrics.requests.labels(route, str(status)).inc(count)
+        for route, seconds in _grouped((each.route, each.seconds) for each in settled).items():
+            metrics.request_seconds.labels(route).observe_all(seconds)
+
+    def _count_served(self, served: Sequence[Served]) -> None:
+        metrics = self._metrics
+        for stage, seconds in _grouped(lap for each in served for lap in each.laps.items()).items():
+            metrics.stages[stage].observe_all(seconds)
+        metrics.candidates.observe_all([each.candidates for each in served if each.brought])
+        for each in served:
+            if each.cold:
+                metrics.cold_candidates.labels(each.model).inc(each.cold)
+            for code in each.warnings:
+                metrics.warnings.labels(code).inc()
+
+
+def _grouped(pairs: Iterable[tuple[str, float]]) -> Mapping[str, list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for name, value in pairs:
+        groups[name].append(value)
+    return groups

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from service.ranking import Ranking
 from service.routes.endpoint import Operation
 from service.schemas import (
     RankReply,
@@ -16,7 +17,7 @@ RANK: Final = Operation(
     parse=parse_rank,
     parse_long=parse_rank_in_steps,
     parse_raw=parse_rank_raw,
-    prepare=lambda ranking, request, limits: ranking.prepare_any(request, limits),
+    prepare=Ranking.prepare_any,
     request=RankRequest,
     reply=RankReply,
     summary="Rank candidates",

@@ -546,7 +546,7 @@ def test_repeats_add_up_as_numpy_adds_them(data: st.DataObject) -> None:
 def test_repeats_are_refused_that_do_not_fit() -> None:
     """Memory is never read past an array's end."""
     scores, rows, weights = np.zeros(2, np.float32), np.zeros(2, np.int64), np.ones(3, np.float32)
-    with pytest.raises(TypeError, match="expected int64"):
+    with pytest.raises(TypeError, match="expected float32, int64, int64"):
         kernels.add_repeats(scores, rows.astype(np.int32), rows, weights)
     with pytest.raises(ValueError, match="a row for each score"):
         kernels.add_repeats(scores, rows[:1], rows, weights)
