@@ -137,6 +137,30 @@ static void scanned(const void *codes, Py_ssize_t width, Py_ssize_t books, Py_ss
         scanned_uint8_t_0(codes, books, items, tables, words, best);
 }
 
+typedef struct {
+    const float *words; /* [books][size][width] */
+    Py_ssize_t books, size, width;
+    int concatenated; /* or added up, in the order of the codebooks */
+} Codebooks;
+
+static void vectors(const void *codes, Py_ssize_t bytes, const Codebooks *books,
+                    const int64_t *rows, Py_ssize_t count, float *found)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        for (Py_ssize_t m = 0; m < books->books; m++) {
+            Py_ssize_t at = rows[i] * books->books + m;
+            Py_ssize_t code = bytes == 2 ? ((const uint16_t *)codes)[at] : ((const uint8_t *)codes)[at];
+            const float *word = books->words + (m * books->size + code) * books->width;
+            if (books->concatenated || m == 0) {
+                memcpy(found, word, (size_t)books->width * sizeof *word);
+                found += books->width;
+            } else {
+                for (Py_ssize_t d = 0; d < books->width; d++)
+                    found[d - books->width] += word[d];
+            }
+        }
+}
+
 /* ---- codes of four bits, in blocks ---- */
 
 typedef struct {
@@ -920,6 +944,21 @@ static PyObject *py_taken(PyObject *self, PyObject *args)
     return DONE_WITH(&codes, &rows, &tables, &found);
 }
 
+static PyObject *py_vectors(PyObject *self, PyObject *args)
+{
+    Py_buffer codes, rows, words, found;
+    Py_ssize_t bytes;
+    Codebooks books;
+    if (!PyArg_ParseTuple(args, "y*ny*y*nnnpw*", &codes, &bytes, &rows, &words, &books.books,
+                          &books.size, &books.width, &books.concatenated, &found))
+        return NULL;
+    books.words = words.buf;
+    if (are_rows(&rows, codes.len / (bytes * books.books)))
+        vectors(codes.buf, bytes, &books, rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t),
+                found.buf);
+    return DONE_WITH(&codes, &rows, &words, &found);
+}
+
 static PyObject *py_scanned(PyObject *self, PyObject *args)
 {
     Py_buffer codes, tables, best, rows;
@@ -988,6 +1027,8 @@ static PyMethodDef methods[] = {
     {"picked", py_picked, METH_VARARGS, "picked(list, places)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
+    {"vectors", py_vectors, METH_VARARGS,
+     "vectors(codes, bytes, rows, codebooks, M, K, width, concatenated, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},
     {"taken_from_blocks", py_taken_from_blocks, METH_VARARGS,
      "taken_from_blocks(blocks, pairs, rows, tables, K, found)"},

@@ -23,6 +23,18 @@ def taken(
     found: Array,
     /,
 ) -> None: ...
+def vectors(
+    codes: Array,
+    bytes_: int,
+    rows: Array,
+    codebooks: Array,
+    books: int,
+    words: int,
+    width: int,
+    concatenated: bool,
+    found: Array,
+    /,
+) -> None: ...
 def scanned(
     codes: Array, width: int, books: int, tables: Array, words: int, best: Array, rows: Array, /
 ) -> None: ...

@@ -5,9 +5,9 @@ what /rank scores; products alone may differ between the two in the last bit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from model_store.item_vectors import ItemVectors
 from service import kernels
 
 Scoring = Callable[[Rows], Floats]  # rows (n,) to their items' products (n,) with one query
+# By the kernels: in C order; and what came over the network may lie anywhere.
+READABLE: Final = ("C_CONTIGUOUS", "ALIGNED")
 
 
 class Best(NamedTuple):
@@ -106,7 +108,8 @@ class LookUps:
 
     def vectors(self, rows: Rows) -> Floats:
         """(n, dim) for rows (n,)."""
-        return self.table.vectors(rows)
+        table = self.table
+        return kernels.vectors(table.codes, rows, table.codebooks, concatenated=table.concatenated)
 
     def scoring(self, query: Floats) -> Scoring:
         """What multiplies a query (dim,) with items: its products with the codewords."""
@@ -152,8 +155,10 @@ class Shuffles:
 
     def vectors(self, rows: Rows) -> Floats:
         """(n, dim) for rows (n,)."""
-        named = CodedTable(self.codes(rows), self.words.codebooks, self.words.concatenated)
-        return named.vectors(np.arange(len(rows)))
+        words, each = self.words, np.arange(len(rows))
+        return kernels.vectors(
+            self.codes(rows), each, words.codebooks, concatenated=words.concatenated
+        )
 
     def scoring(self, query: Floats) -> Scoring:
         """What multiplies a query (dim,) with items: its products with the codewords."""
@@ -175,11 +180,8 @@ def fastest(table: ItemVectors, blocks: kernels.Blocks | None = None) -> ItemSco
     if not isinstance(table, CodedTable):
         return Products(table)
     books, size, _ = table.codebooks.shape
+    table = replace(table, codebooks=np.require(table.codebooks, requirements=READABLE))
     # Without compiled loops numpy would take the blocks apart in every request.
     if size <= kernels.HALF_BYTE and books <= kernels.MOST_BOOKS and kernels.COMPILED:
         return Shuffles.of(table, blocks)
-    # The kernels take C order; and what came over the network may lie anywhere.
-    codes = np.require(table.codes, requirements=["C_CONTIGUOUS", "ALIGNED"])
-    return LookUps(
-        CodedTable(codes, table.codebooks, table.concatenated, table.codes_spec, table.kept_as)
-    )
+    return LookUps(replace(table, codes=np.require(table.codes, requirements=READABLE)))

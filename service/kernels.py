@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.codebooks import looked_up
+from model_store.codebooks import CodedTable, looked_up
 
 VERSION: Final = 12  # of the loops' arguments, as `_kernels.c` has it
 
@@ -188,6 +188,31 @@ def taken(codes: Codes, rows: Rows, tables: Floats) -> Floats:
     _check_codes(codes)
     found = np.empty(len(rows), np.float32)
     _kernels.taken(codes, codes.itemsize, codes.shape[1], rows, tables, tables.shape[1], found)
+    return found
+
+
+def vectors(codes: Codes, rows: Rows, codebooks: Floats, *, concatenated: bool) -> Floats:
+    """(n, dim) vectors of the items of ``rows``, as `CodedTable` has them.
+
+    Args:
+        codes: (N, M).
+        rows: (n,).
+        codebooks: (M, K, width).
+        concatenated: whether codewords stand one after the other, or are added up.
+
+    Raises:
+        IndexError: a row is not one of N.
+    """
+    if not COMPILED:
+        _check_rows(rows, len(codes))
+        return CodedTable(codes, codebooks, concatenated).vectors(rows)
+    books, size, width = codebooks.shape
+    _check(codebooks[:, :, 0], codes.shape[1], rows)
+    _check_codes(codes)
+    found = np.empty((len(rows), books * width if concatenated else width), np.float32)
+    _kernels.vectors(
+        codes, codes.itemsize, rows, codebooks, books, size, width, concatenated, found
+    )
     return found
 
 

@@ -99,9 +99,9 @@ class Ways(NamedTuple):
         follow: (L,) log weights of what follows them.
     """
 
-    query: NDArray[np.float32] | None
-    repeat: NDArray[np.float32] | None
-    follow: NDArray[np.float32] | None
+    query: NDArray[np.float32] | None = None
+    repeat: NDArray[np.float32] | None = None
+    follow: NDArray[np.float32] | None = None
 
 
 class OrtEncoder:
@@ -129,17 +129,18 @@ class OrtEncoder:
             BadScores: the graph failed, or answered in other shapes or with no finite number.
         """
         length, dim = session.shape
+        found = {}
         outputs = self._graph.run({"session": session[None]})
-        found = dict(zip(self._names, outputs, strict=True))
-        for name, output in found.items():
+        for name, output in zip(self._names, outputs, strict=True):
             expected = (1, dim if name == "query" else length)
-            if output.shape != expected or output.dtype != np.float32:
+            if output.shape != expected or output.dtype != kernels.FLOAT32:
                 raise BadScores(
                     f"the graph answered with {name} as {output.dtype}{[*output.shape]}, expected "
                     f"float32{[*expected]}"
                 )
             require_finite(output)
-        return Ways(*(found[way][0] if way in found else None for way in Ways._fields))
+            found[name] = output[0]
+        return Ways(**found)
 
 
 def require_finite(numbers: NDArray[np.float32]) -> None:

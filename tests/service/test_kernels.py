@@ -6,6 +6,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,6 +83,26 @@ def test_look_ups_give_the_bits_of_numpy(
     with by(compiled):
         np.testing.assert_array_equal(kernels.taken(codes, rows, tables), scores[::-1])
         assert pairs(kernels.scanned(codes, tables, count)) == expected_best(scores, count)
+
+
+@ways
+@given(tables_and_codes(300), st.booleans(), st.integers(2, 5))
+def test_vectors_have_the_bits_of_numpy(
+    compiled: bool, given_: tuple[Array, Array], concatenated: bool, width: int
+) -> None:
+    """Codewords added up or one after the other, by codes of one byte and of two."""
+    tables, codes = given_
+    codebooks = np.multiply.outer(tables, np.arange(1, width + 1, dtype=np.float32))
+    rows = np.array([len(codes) - 1, 0, 0])
+    words = codebooks[np.arange(codes.shape[1]), codes[rows]]  # (3, M, width)
+    expected = words.reshape(3, -1) if concatenated else words.sum(1)
+
+    with by(compiled):
+        found = kernels.vectors(codes, rows, codebooks, concatenated=concatenated)
+        none = kernels.vectors(codes, rows[:0], codebooks, concatenated=concatenated)
+
+    np.testing.assert_array_equal(found, expected)
+    assert none.shape == (0, expected.shape[1])
 
 
 @ways
@@ -422,6 +443,11 @@ KEY = bytes(range(16))
         (kernels.scanned, (CODES.astype(np.int8), TABLES, 1)),
         (kernels.scanned, (CODES, TABLES[:1], 1)),
         (kernels.best_of, (TABLES[0].astype(np.float64), 1)),
+        (partial(kernels.vectors, concatenated=True), (CODES, ROWS, TABLES[:1, :, None])),
+        (
+            partial(kernels.vectors, concatenated=True),
+            (CODES, ROWS.astype(np.int32), TABLES[..., None]),
+        ),
         (kernels.told_apart, (ROWS.astype(np.int32),)),
         (kernels.all_finite, (TABLES[0].astype(np.float64),)),
         (kernels.best_first, (TABLES[0].astype(np.float64), 1)),
@@ -456,6 +482,8 @@ def test_no_row_beyond_the_items_is_looked_up(compiled: bool, row: int) -> None:
             with pytest.raises(IndexError, match="expected rows from 0 to"):
                 look_up(codes, rows, TABLES)
             assert len(look_up(codes, rows[:0], TABLES)) == 0
+        with pytest.raises(IndexError, match="expected rows from 0 to"):
+            kernels.vectors(CODES, rows, TABLES[..., None], concatenated=True)
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy looks up by itself")
