@@ -459,6 +459,53 @@ static int best_first(const float *scores, Py_ssize_t count, int64_t *places, fl
     return 1;
 }
 
+/* ---- JSON of the answer ---- */
+
+#define BEFORE_ID "{\"id\":"
+#define BEFORE_SCORE ",\"score\":"
+
+static char *put(char *to, const char *from, Py_ssize_t bytes)
+{
+    memcpy(to, from, (size_t)bytes);
+    return to + bytes;
+}
+
+/* What ends a JSON text, its quote included; NULL if nothing does before ``end``. */
+static const char *text_end(const char *text, const char *end)
+{
+    if (text >= end || *text != '"')
+        return NULL;
+    for (text++; text < end; text += *text == '\\' ? 2 : 1)
+        if (*text == '"')
+            return text + 1;
+    return NULL;
+}
+
+/* An object for each of so many ids and scores, lists in JSON without spaces; where it ends, NULL
+ * if the lists are of other lengths. */
+static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores)
+{
+    const char *id = ids->buf, *ids_end = id + ids->len - 1;
+    const char *score = scores->buf, *scores_end = score + scores->len - 1;
+    *to++ = '[';
+    for (id++, score++; id < ids_end; id++, score++) {
+        const char *next = text_end(id, ids_end);
+        if (!next || score >= scores_end)
+            return NULL;
+        to = put(to, BEFORE_ID, sizeof BEFORE_ID - 1);
+        to = put(to, id, next - id);
+        id = next;
+        to = put(to, BEFORE_SCORE, sizeof BEFORE_SCORE - 1);
+        while (score < scores_end && *score != ',')
+            *to++ = *score++;
+        *to++ = '}';
+        if (id < ids_end)
+            *to++ = ',';
+    }
+    *to++ = ']';
+    return score >= scores_end ? to : NULL;
+}
+
 /* ---- what a session's own items add to a score ---- */
 
 /* log(exp(one) + exp(other)) as numpy has it, to the bit. */
@@ -916,6 +963,27 @@ static PyObject *py_picked(PyObject *self, PyObject *args)
     return picked;
 }
 
+static PyObject *py_items_json(PyObject *self, PyObject *args)
+{
+    Py_buffer ids, scores;
+    if (!PyArg_ParseTuple(args, "y*y*", &ids, &scores))
+        return NULL;
+    Py_ssize_t bytes = ids.len + scores.len, around = sizeof BEFORE_ID + sizeof BEFORE_SCORE;
+    for (Py_ssize_t i = 0; i < scores.len; i++) /* of objects no more than there are numbers */
+        bytes += i == 0 || ((char *)scores.buf)[i] == ',' ? around : 0;
+    char *json = PyMem_Malloc((size_t)bytes);
+    const char *end = NULL;
+    if (!json)
+        PyErr_NoMemory();
+    else if (ids.len < 2 || scores.len < 2 || !(end = put_items(json, &ids, &scores)))
+        PyErr_SetString(PyExc_ValueError, "expected lists of as many texts as numbers");
+    PyObject *items = end ? PyBytes_FromStringAndSize(json, end - json) : NULL;
+    PyMem_Free(json);
+    PyBuffer_Release(&ids);
+    PyBuffer_Release(&scores);
+    return items;
+}
+
 static PyObject *py_best_of(PyObject *self, PyObject *args)
 {
     Py_buffer scores, best, rows;
@@ -1025,6 +1093,7 @@ static PyMethodDef methods[] = {
     {"all_finite", py_all_finite, METH_VARARGS, "all_finite(numbers)"},
     {"best_first", py_best_first, METH_VARARGS, "best_first(scores, places, best)"},
     {"picked", py_picked, METH_VARARGS, "picked(list, places)"},
+    {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"vectors", py_vectors, METH_VARARGS,

@@ -152,6 +152,19 @@ def picked(values: list[T], places: Rows) -> list[T]:
     return _kernels.picked(values, places)
 
 
+def items_json(ids: bytes, scores: bytes) -> bytes:
+    """A list of objects, each of an id and its score, as JSON; only where loops are compiled.
+
+    Args:
+        ids: a list of texts, as JSON without spaces.
+        scores: a list of as many numbers.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    return _kernels.items_json(ids, scores)
+
+
 def best_of(scores: Floats, count: int) -> Heap:
     """The ``count`` best of scores (N,), in no order, with their rows; `NO_ROW` in free places.
 

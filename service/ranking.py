@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
+import orjson
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -186,19 +187,24 @@ class Ranking(ABC):
         return Ranked([ids[place] for place in places.tolist()], scores, places)
 
     def answer(self, request: Request, prepared: Prepared, ranked: Ranked) -> dict[str, Any]:
-        """The ranked part of the reply."""
+        """The ranked part of the reply, as orjson writes it."""
         body: dict[str, Any] = {"model": self.name, "version": self.version, "digest": self.digest}
         if prepared.method is not None:
             body["method"] = prepared.method
+        explained = None
+        if isinstance(request, RankRequest) and request.explain == "features":
+            explained = request
         if request.shape == "columns":
             body["ids"], body["scores"] = ranked.ids, ranked.scores
             if prepared.cold:
                 body["cold"] = [place in prepared.cold for place in ranked.places.tolist()]
+        elif kernels.COMPILED and not prepared.cold and explained is None:
+            body["items"] = _items_json(ranked)
         else:
             body["items"] = _items(prepared, ranked)
-        if isinstance(request, RankRequest) and request.explain == "features":
+        if explained is not None:
             body["request_features"], of_items = self.features_used(
-                request, prepared, ranked.places.tolist()
+                explained, prepared, ranked.places.tolist()
             )
             if request.shape == "columns":
                 body["features"] = of_items
@@ -230,6 +236,12 @@ class Ranking(ABC):
         if not self._context >= context.keys():
             warnings += undeclared(self._features, "context", _given(context))
         return warnings + undeclared(self._features, "item", of_items)
+
+
+def _items_json(ranked: Ranked) -> orjson.Fragment:
+    """Items of which there is no more to say than id and score: no object is made for each."""
+    scores = orjson.dumps(ranked.scores, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.Fragment(kernels.items_json(orjson.dumps(ranked.ids), scores))
 
 
 def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:

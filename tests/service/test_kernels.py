@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -67,6 +68,43 @@ def pairs(heap: kernels.Heap) -> list[tuple[float, int]]:
     """A heap in order."""
     found = zip(heap[0].tolist(), heap[1].tolist(), strict=True)
     return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+LISTED = {"option": orjson.OPT_SERIALIZE_NUMPY}
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="without loops objects are made")
+@given(st.lists(st.tuples(st.text(max_size=6), finite)))
+@example([(']\\",[', 1.0), ("€𝄞", -1e-30), ("", 3e38)])
+def test_items_are_the_json_of_objects(items: list[tuple[str, float]]) -> None:
+    """Byte by byte, whatever stands in an id."""
+    ids, scores = [item for item, _ in items], np.array([score for _, score in items], np.float32)
+    objects = [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
+
+    found = kernels.items_json(orjson.dumps(ids), orjson.dumps(scores, **LISTED))
+
+    assert found == orjson.dumps(objects, **LISTED)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="without loops objects are made")
+@pytest.mark.parametrize(
+    ("ids", "scores"),
+    [
+        (b"[]", b"[1]"),
+        (b'["a"]', b"[]"),
+        (b'["a","b"]', b"[1]"),
+        (b'["a"]', b"[1,2]"),
+        (b'["a', b"[1]"),
+        (b'["\\', b"[1]"),
+        (b"[1]", b"[1]"),
+        (b"", b""),
+    ],
+)
+def test_lists_that_do_not_fit_are_no_items(ids: bytes, scores: bytes) -> None:
+    """Of other lengths, or cut off: nothing is read or written beyond them."""
+    with pytest.raises(ValueError, match="expected lists"):
+        kernels.items_json(ids, scores)
 
 
 @ways
