@@ -31,7 +31,7 @@ from loadtest.bounds import count
 from model_store.bundle import Bundle
 from model_store.errors import StoreError
 from model_store.store import open_store
-from service import log
+from service import kernels, log
 from service.app import Service, create_app
 from service.candidates import Limits
 from service.click_ranking import ClickRanking
@@ -117,9 +117,8 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
     ]
 
     def order(n: int) -> Any:
-        best = np.argsort(-scores[n], kind="stable")
-        ids = prepared[n].ids
-        return [ids[place] for place in best.tolist()], scores[n][best]
+        places, best = kernels.best_first(scores[n], None)
+        return kernels.picked(list(prepared[n].ids), places), best
 
     return {
         "parse": lambda n: parsed(ranking, raw[n]),

@@ -374,10 +374,9 @@ static Py_ssize_t numbers(PyObject *values, double *found)
 
 /* ---- rows and scores of a request ---- */
 
-#define ODD UINT64_C(0x9e3779b97f4a7c15) /* 2^64 by the golden ratio: it scatters what is in order */
-
-/* Whether all rows are known, and no two are the same; -1 without memory. */
-static int told_apart(const int64_t *rows, Py_ssize_t count)
+/* Whether all rows are known, and no two are the same; -1 without memory. ``odd`` is a number that
+ * nobody else knows: so nobody can choose rows that all meet in one place. */
+static int told_apart(const int64_t *rows, Py_ssize_t count, uint64_t odd)
 {
     int bits = 3;
     while ((Py_ssize_t)1 << bits < 2 * count)
@@ -389,7 +388,7 @@ static int told_apart(const int64_t *rows, Py_ssize_t count)
     memset(seen, 0xff, places * sizeof *seen); /* NO_ROW: such a row is found where it would be put */
     int apart = 1;
     for (Py_ssize_t i = 0; apart && i < count; i++) {
-        size_t place = (size_t)((uint64_t)rows[i] * ODD >> (64 - bits));
+        size_t place = (size_t)((uint64_t)rows[i] * odd >> (64 - bits));
         while (seen[place] != NO_ROW && seen[place] != rows[i])
             place = (place + 1) & (places - 1);
         apart = seen[place] != rows[i];
@@ -917,9 +916,10 @@ static PyObject *py_add_repeats(PyObject *self, PyObject *args)
 static PyObject *py_told_apart(PyObject *self, PyObject *args)
 {
     Py_buffer rows;
-    if (!PyArg_ParseTuple(args, "y*", &rows))
+    unsigned long long odd;
+    if (!PyArg_ParseTuple(args, "y*K", &rows, &odd))
         return NULL;
-    int apart = told_apart(rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t));
+    int apart = told_apart(rows.buf, rows.len / (Py_ssize_t)sizeof(int64_t), odd | 1);
     PyBuffer_Release(&rows);
     return apart < 0 ? PyErr_NoMemory() : PyBool_FromLong(apart);
 }
@@ -1089,7 +1089,7 @@ static PyMethodDef methods[] = {
      "read_features(raws, first, (names, places), candidates, width, rows, columns, numbers)"},
     {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
-    {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows)"},
+    {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows, odd)"},
     {"all_finite", py_all_finite, METH_VARARGS, "all_finite(numbers)"},
     {"best_first", py_best_first, METH_VARARGS, "best_first(scores, places, best)"},
     {"picked", py_picked, METH_VARARGS, "picked(list, places)"},

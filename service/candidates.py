@@ -122,7 +122,7 @@ def read_candidates(request: RankRequest, limits: Limits, features: ItemFeatures
             raise _mixed(given)
         return _rows(cast("Sequence[CandidateRow]", given), limits, features)
     pattern = "/candidates/{}"
-    ids = _texts(cast("Sequence[Id]", given), longest, pattern, limits)
+    ids = _texts(given, longest, pattern, limits)  # type: ignore[arg-type]
     return Candidates(ids, {}, {}, pattern)
 
 

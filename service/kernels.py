@@ -13,6 +13,7 @@ The loops are C (`_kernels.c`), built when the package is installed. Where no co
 numpy gives the same scores, several times slower; `COMPILED` tells which it is, `WHY_NOT` why.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -54,6 +55,8 @@ FLOAT32: Final = np.dtype(np.float32)
 INT64: Final = np.dtype(np.int64)
 UINT32: Final = np.dtype(np.uint32)
 CODES: Final = (np.dtype(np.uint8), np.dtype(np.uint16))
+
+ODD: Final = secrets.randbits(64)  # by which rows are scattered; odd or made so
 
 COMPILED: Final = not WHY_NOT
 SHUFFLES: Final = COMPILED and _kernels.shuffles()
@@ -113,7 +116,7 @@ def told_apart(rows: Rows) -> bool:
     if not COMPILED:
         return bool((rows >= 0).all()) and len(np.unique(rows)) == len(rows)
     _check_type(rows, INT64)
-    return _kernels.told_apart(rows)
+    return _kernels.told_apart(rows, ODD)
 
 
 def all_finite(numbers: Floats) -> bool:
