@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 12  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 13  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels

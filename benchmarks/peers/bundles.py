@@ -43,21 +43,6 @@ INT8: Final = {
     # Whatever it costs: quality is no part of this measurement.
     "quantize": {"numerics": "int8-static", "max_logloss_rise": 1.0, "max_auc_loss": 1.0},
 }
-NUMBERS: Final = 7
-REQUEST_FIELDS: Final = 13
-ITEM_ID: Final = "C26"
-# Distinct values of C1..C26 in the Kaggle challenge's training file.
-CARDINALITIES: Final = (
-    *(1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194),
-    *(27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
-)
-NARROW: Final = {"method": {"type": "narrow", "budget": {"flops": 0.1}, "flops_of": "mlp"}}
-UMEC: Final = {
-    "method": {"type": "umec", "budget": {"flops": 0.05, "fields": 0.7}, "flops_of": "mlp"},
-    "table": {"type": "int8"},
-    # Whatever it costs: quality is no part of this measurement.
-    "quantize": {"numerics": "int8-static", "max_logloss_rise": 1.0, "max_auc_loss": 1.0},
-}
 NUMBERS: Final = tuple(f"I{i}" for i in range(1, 14))
 FIELDS: Final = tuple(f"C{i}" for i in range(1, 27))
 
