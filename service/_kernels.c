@@ -4,8 +4,9 @@
  * loads codes has seen that all are below K. Every score is a sum of float32 in the order of the
  * codebooks, so that all ways to it give equal numbers. The GIL is free while they run.
  *
- * Those over ids, tokens and JSON check what they read. They keep the GIL, as they read Python's
- * objects; read_features lets it go where there is much to read.
+ * Those over ids, tokens, JSON and a request's rows and scores check what they read. They keep the
+ * GIL, as they read Python's objects or are done in microseconds; read_features lets it go where
+ * there is much to read.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

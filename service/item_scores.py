@@ -50,6 +50,11 @@ class ItemScores(Protocol):
         """What it takes in memory, or maps from disk."""
         ...
 
+    @property
+    def query_bytes(self) -> int:
+        """What `scoring` holds besides."""
+        ...
+
     def __len__(self) -> int: ...
 
     def vectors(self, rows: Rows) -> Floats:
@@ -75,6 +80,11 @@ class Products:
     def nbytes(self) -> int:
         """What it takes in memory, or maps from disk."""
         return self.table.nbytes
+
+    @property
+    def query_bytes(self) -> int:
+        """The query alone, which is counted nowhere."""
+        return 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -102,6 +112,11 @@ class LookUps:
     def nbytes(self) -> int:
         """What it takes in memory, or maps from disk."""
         return self.table.nbytes
+
+    @property
+    def query_bytes(self) -> int:
+        """A query's products with the codewords."""
+        return _products_bytes(self.table)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -146,6 +161,11 @@ class Shuffles:
         """What it takes in memory."""
         return self.blocks.nbytes + self.words.nbytes
 
+    @property
+    def query_bytes(self) -> int:
+        """A query's products with the codewords."""
+        return _products_bytes(self.words)
+
     def __len__(self) -> int:
         return self.items
 
@@ -173,6 +193,11 @@ class Shuffles:
         """(M, K), filled up to an even M with zeros."""
         tables = self.words.sub_scores(query)
         return np.concatenate([tables, np.zeros_like(tables[:1])]) if len(tables) % 2 else tables
+
+
+def _products_bytes(table: CodedTable) -> int:
+    books, words, _ = table.codebooks.shape
+    return books * words * np.dtype(np.float32).itemsize
 
 
 def fastest(table: ItemVectors, blocks: kernels.Blocks | None = None) -> ItemScores:

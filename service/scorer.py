@@ -82,7 +82,8 @@ class OrtScorer:
         Raises:
             BadScores: the graph failed, or a score is not a finite number.
         """
-        scores: NDArray[np.float32] = self._graph.run(feeds)[0].reshape(-1)
+        # Graphs of other types are served, too.
+        scores = np.asarray(self._graph.run(feeds)[0], np.float32).reshape(-1)
         if scores.shape[0] != candidates:
             # All candidate features were pruned: one score holds for all of them.
             scores = np.broadcast_to(scores, (candidates,))

@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 
 NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
 REMEMBERED: Final = 256  # sessions: the lists of one page come together, and have one session
+REMEMBERED_BYTES: Final = 4 << 20  # of their products with codewords: of many codewords fewer
 NOBODY: Final = np.empty(0, np.intp)
 
 
@@ -133,7 +134,7 @@ class SessionRanking(Ranking):
     @catalogue.setter
     def catalogue(self, catalogue: Catalogue) -> None:
         # Nothing of it holds the ranking, which is to go at once when another one replaces it.
-        encode = lru_cache(REMEMBERED)(partial(_encoded, self._encoder, catalogue))
+        encode = lru_cache(_remembered(catalogue))(partial(_encoded, self._encoder, catalogue))
         self._serving = _Serving(catalogue, encode)
 
     def forget(self) -> None:
@@ -247,6 +248,13 @@ class SessionRanking(Ranking):
         )
         allowed = ~np.isin(rows, excluded)
         return Best.sorted(rows[allowed], scores[allowed], wanted)
+
+
+def _remembered(catalogue: Catalogue) -> int:
+    """How many sessions are remembered."""
+    parts = (catalogue.base.vectors, catalogue.fresh_vectors)
+    each = sum(part.query_bytes for part in parts if part is not None)
+    return max(1, min(REMEMBERED, REMEMBERED_BYTES // max(1, each)))
 
 
 def _encoded(encoder: OrtEncoder, catalogue: Catalogue, session: bytes) -> Encoded:

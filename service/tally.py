@@ -22,7 +22,7 @@ Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 def milliseconds(seconds: float) -> float:
-    """Rounded to microseconds, in a tenth of the time that `round` takes."""
+    """Rounded to microseconds, in half of the time that `round` takes."""
     return int(seconds * 1e6 + 0.5) / 1e3
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from model_store.bundle import seal
 from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
-from service import kernels
+from service import kernels, session_ranking
 from service.errors import BadScores
 from service.item_ids import ItemIds
 from service.ranking import Costs
@@ -675,6 +675,23 @@ async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
     assert (first, again, fewer, found, other, anew) == (1, 0, 0, 0, 1, 1)
     assert scores == same == still
     assert set(some) <= set(scores)
+
+
+SESSIONS_IN = {1: 1, 8192: 4, 1 << 20: session_ranking.REMEMBERED}  # bytes
+
+
+@pytest.mark.parametrize("room", SESSIONS_IN)
+async def test_what_sessions_come_to_takes_no_more_than_its_room(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Their products with the codewords: of many codewords a session takes megabytes."""
+    publish(store, World(FORMS["8 bits"]()), tmp_path)
+    monkeypatch.setattr(session_ranking, "REMEMBERED_BYTES", room)
+    async with serve(models=SESSION) as client:
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+
+        assert ranking._serving.encode.cache_info().maxsize == SESSIONS_IN[room]
 
 
 async def test_a_ranking_goes_when_nothing_serves_it(serve: Serve, world: World) -> None:
