@@ -197,7 +197,7 @@ class Shuffles:
 
 def _products_bytes(table: CodedTable) -> int:
     books, words, _ = table.codebooks.shape
-    return books * words * np.dtype(np.float32).itemsize
+    return int(books) * int(words) * np.dtype(np.float32).itemsize
 
 
 def fastest(table: ItemVectors, blocks: kernels.Blocks | None = None) -> ItemScores:
