@@ -23,7 +23,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 13 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 14 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -463,6 +463,7 @@ static int best_first(const float *scores, Py_ssize_t count, int64_t *places, fl
 
 #define BEFORE_ID "{\"id\":"
 #define BEFORE_SCORE ",\"score\":"
+#define COLD ",\"cold\":true"
 
 static char *put(char *to, const char *from, Py_ssize_t bytes)
 {
@@ -481,16 +482,18 @@ static const char *text_end(const char *text, const char *end)
     return NULL;
 }
 
-/* An object for each of so many ids and scores, lists in JSON without spaces; where it ends, NULL
- * if the lists are of other lengths. */
-static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores)
+/* An object for each of so many ids and scores, lists in JSON without spaces, and whether it is cold,
+ * a byte each or none at all; where it ends, NULL if these are of other lengths. */
+static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores,
+                       const Py_buffer *cold)
 {
     const char *id = ids->buf, *ids_end = id + ids->len - 1;
     const char *score = scores->buf, *scores_end = score + scores->len - 1;
+    Py_ssize_t item = 0;
     *to++ = '[';
-    for (id++, score++; id < ids_end; id++, score++) {
+    for (id++, score++; id < ids_end; id++, score++, item++) {
         const char *next = text_end(id, ids_end);
-        if (!next || score >= scores_end)
+        if (!next || score >= scores_end || (cold->len && item == cold->len))
             return NULL;
         to = put(to, BEFORE_ID, sizeof BEFORE_ID - 1);
         to = put(to, id, next - id);
@@ -498,12 +501,14 @@ static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores)
         to = put(to, BEFORE_SCORE, sizeof BEFORE_SCORE - 1);
         while (score < scores_end && *score != ',')
             *to++ = *score++;
+        if (cold->len && ((const char *)cold->buf)[item])
+            to = put(to, COLD, sizeof COLD - 1);
         *to++ = '}';
         if (id < ids_end)
             *to++ = ',';
     }
     *to++ = ']';
-    return score >= scores_end ? to : NULL;
+    return score >= scores_end && (!cold->len || item == cold->len) ? to : NULL;
 }
 
 /* ---- what a session's own items add to a score ---- */
@@ -966,22 +971,24 @@ static PyObject *py_picked(PyObject *self, PyObject *args)
 
 static PyObject *py_items_json(PyObject *self, PyObject *args)
 {
-    Py_buffer ids, scores;
-    if (!PyArg_ParseTuple(args, "y*y*", &ids, &scores))
+    Py_buffer ids, scores, cold;
+    if (!PyArg_ParseTuple(args, "y*y*y*", &ids, &scores, &cold))
         return NULL;
-    Py_ssize_t bytes = ids.len + scores.len, around = sizeof BEFORE_ID + sizeof BEFORE_SCORE;
+    Py_ssize_t bytes = ids.len + scores.len;
+    Py_ssize_t around = sizeof BEFORE_ID + sizeof BEFORE_SCORE + (cold.len ? sizeof COLD : 0);
     for (Py_ssize_t i = 0; i < scores.len; i++) /* of objects no more than there are numbers */
         bytes += i == 0 || ((char *)scores.buf)[i] == ',' ? around : 0;
     char *json = PyMem_Malloc((size_t)bytes);
     const char *end = NULL;
     if (!json)
         PyErr_NoMemory();
-    else if (ids.len < 2 || scores.len < 2 || !(end = put_items(json, &ids, &scores)))
+    else if (ids.len < 2 || scores.len < 2 || !(end = put_items(json, &ids, &scores, &cold)))
         PyErr_SetString(PyExc_ValueError, "expected lists of as many texts as numbers");
     PyObject *items = end ? PyBytes_FromStringAndSize(json, end - json) : NULL;
     PyMem_Free(json);
     PyBuffer_Release(&ids);
     PyBuffer_Release(&scores);
+    PyBuffer_Release(&cold);
     return items;
 }
 
@@ -1094,7 +1101,7 @@ static PyMethodDef methods[] = {
     {"all_finite", py_all_finite, METH_VARARGS, "all_finite(numbers)"},
     {"best_first", py_best_first, METH_VARARGS, "best_first(scores, places, best)"},
     {"picked", py_picked, METH_VARARGS, "picked(list, places)"},
-    {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores)"},
+    {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores, cold)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"vectors", py_vectors, METH_VARARGS,

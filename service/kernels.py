@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 13  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 14  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -155,17 +155,18 @@ def picked(values: list[T], places: Rows) -> list[T]:
     return _kernels.picked(values, places)
 
 
-def items_json(ids: bytes, scores: bytes) -> bytes:
+def items_json(ids: bytes, scores: bytes, cold: bytes = b"") -> bytes:
     """A list of objects, each of an id and its score, as JSON; only where loops are compiled.
 
     Args:
         ids: a list of texts, as JSON without spaces.
         scores: a list of as many numbers.
+        cold: a byte for each, other than 0 for those that the object calls so; empty: for none.
 
     Raises:
         ValueError: they are not as many.
     """
-    return _kernels.items_json(ids, scores)
+    return _kernels.items_json(ids, scores, cold)
 
 
 def best_of(scores: Floats, count: int) -> Heap:

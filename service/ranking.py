@@ -197,9 +197,9 @@ class Ranking(ABC):
         if request.shape == "columns":
             body["ids"], body["scores"] = ranked.ids, ranked.scores
             if prepared.cold:
-                body["cold"] = [place in prepared.cold for place in ranked.places.tolist()]
-        elif kernels.COMPILED and not prepared.cold and explained is None:
-            body["items"] = _items_json(ranked)
+                body["cold"] = _cold(prepared, ranked).tolist()
+        elif kernels.COMPILED and explained is None:
+            body["items"] = _items_json(prepared, ranked)
         else:
             body["items"] = _items(prepared, ranked)
         if explained is not None:
@@ -238,10 +238,19 @@ class Ranking(ABC):
         return warnings + undeclared(self._features, "item", of_items)
 
 
-def _items_json(ranked: Ranked) -> orjson.Fragment:
-    """Items of which there is no more to say than id and score: no object is made for each."""
+def _items_json(prepared: Prepared, ranked: Ranked) -> orjson.Fragment:
+    """`_items` without an object for each."""
     scores = orjson.dumps(ranked.scores, option=orjson.OPT_SERIALIZE_NUMPY)
-    return orjson.Fragment(kernels.items_json(orjson.dumps(ranked.ids), scores))
+    cold = _cold(prepared, ranked).tobytes() if prepared.cold else b""
+    return orjson.Fragment(kernels.items_json(orjson.dumps(ranked.ids), scores, cold))
+
+
+def _cold(prepared: Prepared, ranked: Ranked) -> NDArray[np.bool_]:
+    """(n,) which of the ranked are cold."""
+    cold = np.zeros(len(prepared.ids), np.bool_)
+    cold[[*prepared.cold]] = True
+    found: NDArray[np.bool_] = cold[ranked.places]
+    return found
 
 
 def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
@@ -251,8 +260,8 @@ def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
         for item, score in zip(ranked.ids, list(ranked.scores), strict=True)
     ]
     if prepared.cold:
-        for item, place in zip(items, ranked.places.tolist(), strict=True):
-            if place in prepared.cold:
+        for item, is_cold in zip(items, _cold(prepared, ranked).tolist(), strict=True):
+            if is_cold:
                 item["cold"] = True
     return items
 

@@ -75,14 +75,18 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="without loops objects are made")
-@given(st.lists(st.tuples(st.text(max_size=6), finite)))
-@example([(']\\",[', 1.0), ("€𝄞", -1e-30), ("", 3e38)])
-def test_items_are_the_json_of_objects(items: list[tuple[str, float]]) -> None:
+@given(st.lists(st.tuples(st.text(max_size=6), finite, st.booleans())), st.booleans())
+@example([(']\\",[', 1.0, True), ("€𝄞", -1e-30, False), ("", 3e38, True)], True)
+def test_items_are_the_json_of_objects(items: list[tuple[str, float, bool]], some: bool) -> None:
     """Byte by byte, whatever stands in an id."""
-    ids, scores = [item for item, _ in items], np.array([score for _, score in items], np.float32)
-    objects = [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
+    ids, scores = [each[0] for each in items], np.array([each[1] for each in items], np.float32)
+    cold = bytes(each[2] for each in items) if some else b""
+    objects = [
+        {"id": item, "score": score} | ({"cold": True} if some and is_cold else {})
+        for item, score, (*_, is_cold) in zip(ids, scores, items, strict=True)
+    ]
 
-    found = kernels.items_json(orjson.dumps(ids), orjson.dumps(scores, **LISTED))
+    found = kernels.items_json(orjson.dumps(ids), orjson.dumps(scores, **LISTED), cold)
 
     assert found == orjson.dumps(objects, **LISTED)
 
@@ -103,8 +107,11 @@ def test_items_are_the_json_of_objects(items: list[tuple[str, float]]) -> None:
 )
 def test_lists_that_do_not_fit_are_no_items(ids: bytes, scores: bytes) -> None:
     """Of other lengths, or cut off: nothing is read or written beyond them."""
+    for cold in (b"", b"\1"):
+        with pytest.raises(ValueError, match="expected lists"):
+            kernels.items_json(ids, scores, cold)
     with pytest.raises(ValueError, match="expected lists"):
-        kernels.items_json(ids, scores)
+        kernels.items_json(b'["a"]', b"[1]", b"\0\0")
 
 
 @ways
