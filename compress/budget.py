@@ -58,7 +58,7 @@ class Budget(Frozen):
         if isinstance(value, str) and not SIZE.fullmatch(value):
             raise ValueError(f'expected a size like "8MiB" (units: {", ".join(UNITS)})')
         if isinstance(value, float | int) and not 0.0 < value <= 1.0:
-            meant = f'; did you mean "{value:.0f}B"?' if value > 1 else ""
+            meant = f'; did you mean "{value:.0f}B"?' if value > 1 and value == int(value) else ""
             raise ValueError(f'expected a share in (0, 1], or a size like "8MiB"{meant}')
         return value
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from compress.budget import TIMES_WITHIN
 from compress.config import Frozen, GateConfig
@@ -29,6 +29,7 @@ from model_store.manifest import (
 
 ENOUGH: Final = 1e-4  # how far a share of bytes may be off
 LONG: Final = 0.1234567890123456  # a figure with all its digits
+LONG_LIMIT: Final = "12345678901234567B"
 REASON: Final = 200  # characters of why a graph stays as it is
 FORMS: Final = 3  # of a graph that are tried
 
@@ -107,7 +108,7 @@ def card_to_come(site: Site, dense: Ranker, bundle: Bundle) -> Card:
             "slim": costs.model_copy(update={"us_per_request": LONG}),
             "requested": dict.fromkeys(named, LONG),
             "achieved": dict.fromkeys([*ratios(dense, dense), *named, "p50_us", "speedup"], LONG),
-            "config": plan_as_json(plan),
+            "config": _as_long_as_any(plan_as_json(plan)),
             "data_hash": site.dataset.fingerprint,
             "tools": tools(),
             "notes": (*notes(site), *_numerics_notes(site, ())),
@@ -116,6 +117,18 @@ def card_to_come(site: Site, dense: Ranker, bundle: Bundle) -> Card:
             else None,
         }
     )
+
+
+def _as_long_as_any(value: Any) -> Any:
+    """A config with long limits: what a budget asks for must not change what can be."""
+    if isinstance(value, list | tuple):
+        return [_as_long_as_any(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {name: _as_long_as_any(one) for name, one in value.items()}
+    if isinstance(budget := found.get("budget"), dict):
+        found["budget"] = {name: limit and LONG_LIMIT for name, limit in budget.items()}
+    return found
 
 
 def quantization_to_come(candidates: int) -> Quantization:

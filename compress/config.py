@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, TypeVar, cast, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -257,6 +257,9 @@ def _value(text: str) -> Any:
         return text
 
 
+CLOSE: Final = 0.8  # of words that are nearly the same
+TEACHERLESS: Final = "train.distill"  # which the dense ranker has in common with others, unused
+
 Sections = Mapping[str, type[BaseModel]]  # a section -> what it may hold besides its type
 
 
@@ -336,7 +339,8 @@ def _explain(model: type[BaseModel], fault: Any, beside: Sequence[str], sections
         *above, _ = fault["loc"]
         keys = _keys_at(model, above) if above else [*_keys_at(model, above), *beside]
         hint = (
-            _deeper(model, fault, sections)
+            nearest(str(fault["loc"][-1]), keys, cutoff=CLOSE)
+            or _deeper(model, fault, sections)
             or nearest(str(fault["loc"][-1]), keys)
             or f"; known keys: {', '.join(sorted(keys))}"
         )
@@ -363,9 +367,9 @@ def _deeper(model: type[BaseModel], fault: Any, sections: Sections) -> str:
     found = {
         ".".join(parts[-length:]): path
         for path in reversed([*_paths(model, sections)])  # of those that end alike the first
-        if len(parts := path.split(".")) > length
+        if len(parts := path.split(".")) > length and not path.startswith(TEACHERLESS)
     }
-    close = difflib.get_close_matches(key, found, n=1, cutoff=0.8)
+    close = difflib.get_close_matches(key, found, n=1, cutoff=CLOSE)
     return f"; did you mean {found[close[0]]!r}?" if close else ""
 
 
@@ -398,11 +402,13 @@ def _model_in(annotation: Any) -> Any:
     return annotation
 
 
-def nearest(word: str, choices: Iterable[str], question: str = "did you mean") -> str:
+def nearest(
+    word: str, choices: Iterable[str], question: str = "did you mean", *, cutoff: float = 0.5
+) -> str:
     """A question about the choice most like a word, empty if none is like it.
 
     >>> nearest("epoch", ["epochs", "lr"])
     "; did you mean 'epochs'?"
     """
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return f"; {question} {close[0]!r}?" if close else ""

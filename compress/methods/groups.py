@@ -17,6 +17,7 @@ rows of the bottom MLP's last layer; and positions go in an order that all field
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Final, Literal, cast
 
@@ -185,7 +186,7 @@ class Problem(BudgetProblem):
         self.ranker = ranker
         self.dense = ranker.sizes()
         self._fields = ranker.fields
-        self._savings = [self._saved_alone(g) for g in self.groups]
+        self._savings = [self._saved_alone(g, self.dense) for g in self.groups]
 
     def order(
         self,
@@ -248,10 +249,20 @@ class Problem(BudgetProblem):
         return self.ratio(most, self.order(most, worth=worth))
 
     def costs(self, prices: Vector) -> list[Tensor]:
-        """(G_l,) by layer: what each group takes, at prices (R,)."""
+        """(G_l,) by layer: what each group takes at prices (R,) where all else has gone."""
         where = [groups.metric.device for groups in self.groups]
-        costs = [torch.from_numpy(prices) @ saved for saved in self._savings]
+        costs = [torch.from_numpy(prices) @ saved for saved in self._last_savings]
         return [cost.to(device) for cost, device in zip(costs, where, strict=True)]
+
+    @cached_property
+    def _last_savings(self) -> list[Tensor]:
+        """(R, G_l) by layer: of fields as narrow as they can be, before layers of least width."""
+        counts = [0 if groups.name == FIELDS else groups.removable for groups in self.groups]
+        left = self.sizes(counts, self.order(counts))
+        return [
+            self._saved_alone(groups, left) if groups.name == FIELDS else saved
+            for groups, saved in zip(self.groups, self._savings, strict=True)
+        ]
 
     def within_reach(self, where: str | None = None) -> "Problem":
         """The problem in which no order of the groups stands in the way of the bounds.
@@ -266,14 +277,21 @@ class Problem(BudgetProblem):
             ConfigError: no choice of groups meets the bounds.
         """
         self.check_feasible(where)
-        prices = 1 / self.limits
-        if (self._least_left(prices, dearest=True) <= self.limits).all():
+        most = self._least_left(1 / self.limits, dearest=True)
+        if (most <= self.limits).all():
             return self
+        # What is cheapest in all that is short, or else in one of them.
+        short = np.where(most > self.limits, 1 / self.limits, 0.0)
+        tried = [self._thrifty(prices) for prices in (short, *np.diag(short)[short > 0])]
+        found = next((p for p in tried if (p.smallest() <= p.limits).all()), tried[0])
+        found.check_feasible(where)
+        return found
+
+    def _thrifty(self, prices: Vector) -> "Problem":
+        """The problem in which of each quorum the members stay that are cheapest at prices (R,)."""
         pairs = zip(self.groups, self.costs(prices), strict=True)
         thrifty = [replace(g, quorums=tuple(_cheapest(g.quorums, cost))) for g, cost in pairs]
-        problem = Problem(self.ranker, thrifty, self.bounds)
-        problem.check_feasible(where)
-        return problem
+        return Problem(self.ranker, thrifty, self.bounds)
 
     def shrink(self, layer: int, chosen: Tensor, price: float, lr: float) -> None:
         """The proximal step on the chosen groups of a layer, in place."""
@@ -325,18 +343,18 @@ class Problem(BudgetProblem):
             if block.field not in gone:
                 yield block
 
-    def _saved_alone(self, groups: Groups) -> Tensor:
-        """(R, G) what each group saves if it alone goes."""
+    def _saved_alone(self, groups: Groups, sizes: Sizes) -> Tensor:
+        """(R, G) what each group saves if of a ranker of some sizes it alone goes."""
         if groups.name != FIELDS and not groups.blocks:
             return torch.ones(len(self.bounds), groups.count, dtype=torch.float64)
         saved = np.zeros((len(self.bounds), groups.count))
-        whole = np.array([bound.share(self.dense) for bound in self.bounds])
+        whole = np.array([bound.share(sizes) for bound in self.bounds])
         for g in range(groups.count):
             block = groups.blocks[g] if groups.blocks else None
             field = self._fields[g if block is None else block.field]
             left = 0 if block is None else field.width - len(block.positions)
-            sizes = Sizes({**self.dense.widths, field.name: left}, self.dense.hidden)
-            saved[:, g] = whole - [bound.share(sizes) for bound in self.bounds]
+            without = Sizes({**sizes.widths, field.name: left}, sizes.hidden)
+            saved[:, g] = whole - [bound.share(without) for bound in self.bounds]
         return torch.from_numpy(saved)
 
 
@@ -414,7 +432,10 @@ def check_budget(
     Raises:
         ConfigError: as `make_problem`.
     """
-    groups = removable(ranker, config, bounds, costs=lambda singles: [0.0] * singles.count)
+    try:
+        groups = removable(ranker, config, bounds, costs=lambda singles: [0.0] * singles.count)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     Problem(ranker, groups, bounds).within_reach(where)
 
 

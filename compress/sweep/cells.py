@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from compress.budget import Budget
-from compress.config import ConfigError, RunConfig
+from compress.config import CompressError, RunConfig
 from compress.costs import request_us
 from compress.data.encode import Dataset, prepare
 from compress.data.folders import spacious
@@ -94,13 +94,16 @@ def carry_out(
     left = [cell for cell in cells if finished(cell.site, cell.seed) is None]
     tables = Need("latency tables", missing_latency, _price)
     faults = _made(left, tables, launcher, 1, progress)
-    faults |= infeasible([cell for cell in left if missing_latency(cell) is None])
-    left = [cell for cell in left if cell.name not in faults]
+    faults |= infeasible(_without(left, faults))
     rankers = Need("dense rankers", missing_dense, _dense)
-    faults |= _made(left, rankers, launcher, workers, progress)
-    ready = [_task(cell.name, _cell, cell) for cell in left if cell.name not in faults]
+    faults |= _made(_without(left, faults), rankers, launcher, workers, progress)
+    ready = [_task(cell.name, _cell, cell) for cell in _without(left, faults)]
     board = Board(progress, "cells", len(cells), len(cells) - len(ready))
     return {**faults, **_launched(launcher, workers, ready, board)}
+
+
+def _without(cells: Sequence[Cell], faults: Mapping[str, Fault]) -> list[Cell]:
+    return [cell for cell in cells if cell.name not in faults]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ def infeasible(cells: Sequence[Cell]) -> dict[str, Fault]:
 def _fault(cell: Cell) -> Fault | None:
     try:
         check_budgets(cell.site)
-    except ConfigError as error:
+    except CompressError as error:  # the times that it is told by may not fit, either
         return Fault(str(error))
     return None
 

@@ -273,6 +273,8 @@ def test_a_whole_number_is_a_number_and_a_date_a_date():
         ("budget.flops=0.1", "budget: unknown key; did you mean 'method.budget.flops'?"),
         ("budgets.flops=0.1", "budgets: unknown key; did you mean 'method.budget.flops'?"),
         ("interaction=dot", "interaction: unknown key; did you mean 'ranker.interaction'?"),
+        ("seed=3", "seed: unknown key; did you mean 'seeds'?"),
+        ("distill.weight=0.5", "distill: unknown key; did you mean 'method.distill.weight'?"),
         ("gates.max_auc_loss=1", "gates: unknown key; did you mean 'gate'?"),
     ],
 )

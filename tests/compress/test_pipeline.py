@@ -288,7 +288,7 @@ def test_the_smallest_bytes_that_are_told_are_met_and_hardly_less_is(
 ):
     """On disk, with the card and the curves: of a bundle that is hardly more than these."""
     in_this_process(monkeypatch)
-    told = told_smallest(tmp_path, "seeds=[1]", EVERYTHING % 'bytes="10000B"')
+    told = told_smallest(tmp_path, "seeds=[1]", EVERYTHING % 'bytes="1B"')
     (size,) = told["method"]["budget"].values()
 
     made = run(resolve(configured(tmp_path, "seeds=[1]", EVERYTHING % f'bytes="{size}"')), Silent())

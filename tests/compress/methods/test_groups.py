@@ -1,7 +1,7 @@
 """What may go: positions inside fields, several budgets at once, and what each group saves."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -260,6 +260,52 @@ def test_the_smallest_is_met_whatever_the_weights_are(
         assert (problem.ratio(fit_budget(problem, start, order), order) <= problem.limits).all()
 
     assert len(told) == 1  # it depends on sizes alone
+
+
+class Worded(Bytes):
+    """Some fields come with a vocabulary."""
+
+    def __init__(self, ranker: Ranker, words: Mapping[str, int]) -> None:
+        self._words = words
+        super().__init__(ranker)
+
+    def bytes(self, sizes: Sizes) -> float:
+        """Of the tables and the vocabularies of fields that stay."""
+        words = sum(size for name, size in self._words.items() if sizes.widths[name])
+        return super().bytes(sizes) + words
+
+
+# The item side may keep i0 (long, without words) or i1 (short, with words).
+TWO_SIDES = [feature("u", "user", 5), feature("i0", "item", 90), feature("i1", "item", 20)]
+
+
+def test_fields_are_as_cheap_as_their_narrowest(build: Build) -> None:
+    """Whole, a long table is dearer than a short one with its words; narrow, it is not."""
+    ranker = build("dlrm", {"dim": 8}, place(TWO_SIDES))
+    pricing = Worded(ranker, {"i1": 400})
+    assert 4 * 8 * 90 > 4 * 8 * 20 + 400 > 4 * 90 * 1 + 400 > 4 * 90 * 1
+
+    config = SlimmingConfig(budget={"bytes": "1B"}, parts=ALL, width_unit=1)
+    bounded = bounds(ranker, config.budget, config.flops_of, pricing)
+
+    with pytest.raises(ConfigError, match=f'bytes = "{4 * 5 + 4 * 90}B"'):
+        check_budget(ranker, config, bounded, "method.budget")
+
+
+def test_a_budget_that_never_binds_changes_nothing(build: Build) -> None:
+    """Of two resources only the one that is short decides what is cheapest."""
+    ranker = build("dlrm", {"dim": 8, "widths": {"i0": 2, "i1": 8}}, place(TWO_SIDES))
+    pricing = Worded(ranker, {"i1": 900})  # fewer bytes without i1, fewer FLOPs without i0
+    found = []
+    for more in ({}, {"p50_us": 1e9}, {"flops": 1.0}):
+        config = SlimmingConfig(budget={"bytes": "900B", **more}, parts=("fields",))
+        bounded = bounds(ranker, config.budget, config.flops_of, pricing)
+        groups = removable(ranker, config, bounded, lambda singles: [0.0] * singles.count)
+        problem = Problem(ranker, groups, bounded).within_reach()
+        found.append([group.quorums for group in problem.groups])
+
+    assert found[0] == found[1] == found[2]
+    assert found[0] != [group.quorums for group in groups]
 
 
 @pytest.mark.parametrize("interaction", ["cat", "dot"])

@@ -1,5 +1,6 @@
 """A sweep comes to the same table and report, however its cells are run and whatever stops it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import ray
@@ -20,7 +22,9 @@ from compress.config import load as load_run
 from compress.data.folders import in_turn
 from compress.pipeline import Outcome as RunOutcome
 from compress.pipeline import run as run_plan
-from compress.plan import resolve
+from compress.pipeline import untrained
+from compress.plan import latency_file, resolve
+from compress.pricing import FITTED, HELD_OUT
 from compress.progress import Silent
 from compress.sweep.cells import carry_out, cells_of
 from compress.sweep.launchers import make_launcher
@@ -230,6 +234,29 @@ def test_what_nothing_can_meet_is_told_before_anything_is_trained(tmp_path: Path
     assert name == "umec flops=1e-06 seed 1"
     assert "the smallest that can be: method.budget.flops = 0.0" in fault.text
     assert launcher.waves[-1] == (["umec flops=0.5 seed 1", "none seed 1"], 2)
+
+
+def test_times_that_fit_nothing_keep_only_their_own_cells_from_running(tmp_path: Path) -> None:
+    """Also where an earlier run has left them."""
+    asked = ["sweep.method.budget=[{flops=0.5}, {p50_us=100}]", "seeds=[1]"]
+    sweep = load(sweep_file(tmp_path), asked)
+    cells, rng = cells_of(sweep, Silent()), np.random.default_rng(1)
+    timed = next(cell for cell in cells if "p50_us" in cell.name)
+    whole = untrained(timed.site, 0).sizes()
+    path = latency_file(timed.site)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = [
+        {"widths": dict(whole.widths), "hidden": dict(whole.hidden), "us": us}
+        for us in rng.uniform(1, 1000, FITTED + HELD_OUT)
+    ]
+    path.write_text(json.dumps(noise))
+    launcher = InThisProcess(idle=True)
+
+    faults = carry_out(cells, launcher, 2, Silent())
+
+    assert [*faults] == [timed.name]
+    assert "were missed by" in faults[timed.name].text
+    assert launcher.waves[-1] == (["umec budget={flops = 0.5} seed 1", "none seed 1"], 2)
 
 
 def test_cells_without_a_dense_ranker_are_not_tried(tmp_path: Path) -> None:
