@@ -195,6 +195,7 @@ def create_app(
         ),
     )
     write = lines_of_requests(settings.log_level, settings.log_format)
+    in_flight = InFlight(settings.max_in_flight)
     parts = Parts(
         settings=settings,
         limits=Limits(settings.max_candidates, settings.max_session_items, settings.max_id_bytes),
@@ -213,11 +214,11 @@ def create_app(
         keys=Keys(settings.api_keys()),
         rate_limit=RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst, monotonic),
         drain=Drain(),
-        in_flight=InFlight(settings.max_in_flight),
+        in_flight=in_flight,
         executor=ThreadPoolExecutor(
             settings.score_threads, thread_name_prefix="score", initializer=_give_way
         ),
-        tally=Tally(metrics, write if settings.request_log else None),
+        tally=Tally(metrics, in_flight, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))
 

@@ -6,19 +6,19 @@ line and seven histograms cost more than parsing and encoding; one after the oth
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
+from service.gate import InFlight
+from service.log import Line, Write
 from service.metrics import Metrics
 
 MOST: Final = 64  # so that settling takes well under a millisecond
 DELAY_S: Final = 0.05  # how late a line may be, and what other workers' metrics miss
-
-Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 def milliseconds(seconds: float) -> float:
@@ -65,30 +65,26 @@ class Answered(Struct, frozen=True, gc=False):
     seconds: float
     served: Served | None = None
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> Line:
         """Its log line."""
-        fields: dict[str, Any] = {
-            "event": "request",
-            "level": "info",
-            "timestamp": datetime.fromtimestamp(self.at, UTC),
-            "request_id": self.request_id,
-            "method": self.method,
-            "route": self.route,
-            "status": self.status,
-            "ms": milliseconds(self.seconds),
-        }
-        if self.code is not None or self.served is not None:
-            fields["code"] = self.code  # null where a ranking went well
-        if (served := self.served) is not None:
-            fields |= {
-                "model": served.model,
-                "version": served.version,
-                "candidates": served.candidates,
-                "cold": served.cold,
-            }
+        served = self.served
+        line = Line(
+            "request",
+            "info",
+            datetime.fromtimestamp(self.at, UTC),
+            self.request_id,
+            self.method,
+            self.route,
+            self.status,
+            milliseconds(self.seconds),
+            UNSET if self.code is None and served is None else self.code,
+        )
+        if served is not None:
+            line.model, line.version = served.model, served.version
+            line.candidates, line.cold = served.candidates, served.cold
             for stage, seconds in served.laps.items():
-                fields[f"{stage}_ms"] = milliseconds(seconds)
-        return fields
+                setattr(line, f"{stage}_ms", milliseconds(seconds))
+        return line
 
 
 class Tally:
@@ -96,23 +92,35 @@ class Tally:
 
     Args:
         metrics: where it is counted.
+        in_flight: what the worker holds.
         write: where lines go, and are lost if nothing can be written there; None: nowhere.
     """
 
-    def __init__(self, metrics: Metrics, write: Write | None) -> None:
-        self._metrics, self._write = metrics, write
+    def __init__(self, metrics: Metrics, in_flight: InFlight, write: Write | None) -> None:
+        self._metrics, self._in_flight, self._write = metrics, in_flight, write
         self._pending: list[Answered] = []
+        self._settles = False  # soon, without anybody doing more
+
+    def soon(self) -> None:
+        """Something changes: count it in a moment."""
+        if not self._settles:
+            self._settles = True
+            asyncio.get_running_loop().call_later(DELAY_S, self._settle_in_time)
 
     def add(self, answered: Answered) -> None:
         """Take a request in."""
         self._pending.append(answered)
-        if len(self._pending) == 1:
-            asyncio.get_running_loop().call_later(DELAY_S, self.settle)
-        elif len(self._pending) >= MOST:
+        self.soon()
+        if len(self._pending) >= MOST:
             self.settle()
+
+    def _settle_in_time(self) -> None:
+        self._settles = False
+        self.settle()
 
     def settle(self) -> None:
         """Count and log what has come since the last time."""
+        self._metrics.in_flight.set(self._in_flight.count)
         settled, self._pending = self._pending, []
         self._count(settled)
         self._count_served([each.served for each in settled if each.served is not None])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.gate import InFlight
 from service.log import lines_of_requests
 from service.metrics import Metrics
 from service.tally import MOST, Answered, Served, Tally
@@ -43,7 +44,7 @@ async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
             all_told.set()
 
     metrics = Metrics()
-    tally = Tally(metrics, write)
+    tally = Tally(metrics, InFlight(9), write)
 
     for number in range(MOST + 1):
         tally.add(answered(number))
@@ -51,7 +52,7 @@ async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
     await asyncio.wait_for(all_told.wait(), 10)
 
     assert at_once == MOST
-    assert [line["request_id"] for line in told] == [f"id-{n}" for n in range(MOST + 1)]
+    assert [line.request_id for line in told] == [f"id-{n}" for n in range(MOST + 1)]
     assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
 
 
@@ -67,7 +68,7 @@ async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Excepti
         told.extend(lines)
 
     metrics = Metrics()
-    tally = Tally(metrics, write)
+    tally = Tally(metrics, InFlight(9), write)
     for number in range(MOST):
         tally.add(answered(number))
     is_broken = False
@@ -75,13 +76,32 @@ async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Excepti
     tally.settle()
 
     assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
-    assert [line["request_id"] for line in told] == [f"id-{MOST}"]
+    assert [line.request_id for line in told] == [f"id-{MOST}"]
+
+
+async def test_what_is_in_flight_is_told_while_nothing_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests that are held for long are counted, and no longer when they have gone."""
+    metrics, in_flight = Metrics(), InFlight(9)
+    told = asyncio.Queue[int]()
+    monkeypatch.setattr(metrics.in_flight, "set", told.put_nowait)
+    tally = Tally(metrics, in_flight, None)
+
+    for held in (1, 2):
+        in_flight.enter()
+        tally.soon()
+        assert await asyncio.wait_for(told.get(), 10) == held
+    in_flight.leave()
+    tally.add(answered())
+
+    assert await asyncio.wait_for(told.get(), 10) == 1
 
 
 async def test_a_ranking_is_counted_in_full() -> None:
     """Stages, candidates, cold ones and warnings, each in its own instrument."""
     metrics = Metrics()
-    tally = Tally(metrics, None)
+    tally = Tally(metrics, InFlight(9), None)
 
     tally.add(answered(served=SERVED))
     tally.settle()
