@@ -12,7 +12,6 @@ of the lengths of real ones, are drawn anew for every body, or are those of a fe
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 import orjson
 
+from benchmarks import pace
 from benchmarks.peers import environments, load, processes, report
 from benchmarks.peers.bench import asking, window
 from benchmarks.peers.bodies import Form, TooFew, draw, pool_of
@@ -35,6 +35,7 @@ from model_store.errors import StoreError
 from model_store.store import open_store
 
 BODIES: Final = 512
+PACE_S: Final = 3.0
 # Twice as many as the service remembers, so that it knows none; and as few as pages at one time.
 SESSIONS: Final = {"ids": BODIES, "ids, session known": 32}
 NULL: Final = Peer(
@@ -184,10 +185,11 @@ def table(windows: Sequence[report.Window]) -> str:
             continue
         null = rows[case, connections, NULL.title]
         stock = rows.get((case, connections, STOCK.title))
-        per_s = ratio(windows, row, null)
+        per_s = spread(report.rps_ratio(windows, row, null))
         more = ["", ""]
         if stock is not None:
-            more = [ratio(windows, row, stock), f"{row.p99_ms / stock.p99_ms:.2f}"]
+            of_stock = (report.rps_ratio, report.p99_ratio)
+            more = [spread(found(windows, row, stock)) for found in of_stock]
         cells = [
             case, connections, f"{row.rps[0]:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
             f"{row.cpu_us:.0f} ({null.cpu_us:.0f})", per_s, f"{row.p50_ms / null.p50_ms:.2f}",
@@ -197,19 +199,9 @@ def table(windows: Sequence[report.Window]) -> str:
     return "\n".join(lines)
 
 
-def ratio(windows: Sequence[report.Window], ours: report.Row, theirs: report.Row) -> str:
-    """Requests a second, ours to theirs by round: the median, the least and the greatest."""
-    seen = {
-        (w.server, w.round): w.rps
-        for w in windows
-        if (w.case, w.connections) == (ours.case, ours.connections)
-    }
-    found = [
-        rps / seen[theirs.server, number]
-        for (server, number), rps in seen.items()
-        if server == ours.server
-    ]
-    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+def spread(found: tuple[float, float, float]) -> str:
+    """A median, the least and the greatest."""
+    return "{:.2f} ({:.2f}-{:.2f})".format(*found)
 
 
 def tell(line: str) -> None:
@@ -267,8 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             first = next(case.rows[0] for case in some if case.rows)
             paths = {MODELS: str(folder / "models.json")}
             servers[STOCK] = start(STOCK, paths, first, folder, stack)
+        before = pace.on_core(0, PACE_S)
         windows = measure(servers, some, options.connections, options.rounds, options.seconds)
+        after = pace.on_core(0, PACE_S)
     print(table(windows))
+    tell(f"the server's core: before, {before}; after, {after}")
     for note in report.remarks(report.rows(windows)):
         tell(note)
     if options.out:

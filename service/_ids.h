@@ -83,12 +83,18 @@ static uint64_t sip_hash(const uint64_t key[2], const char *text, Py_ssize_t len
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-static Sought seek(const Ids *ids, const char *text, Py_ssize_t length)
+/* Fields one by one: a copy of all would wait until each of them is written. */
+static inline void seek(const Ids *ids, const char *text, Py_ssize_t length, Sought *sought)
 {
     uint64_t hash = sip_hash(ids->key, text, length);
     uint64_t slot = (hash >> 32) * ids->places >> 32; /* the upper half, scaled to the slots */
     PREFETCH(ids->slots + slot);
-    return (Sought){text, length, slot, ids->places, (uint32_t)hash << ids->bits, ids};
+    sought->text = text;
+    sought->length = length;
+    sought->slot = slot;
+    sought->left = ids->places;
+    sought->tag = (uint32_t)hash << ids->bits;
+    sought->ids = ids;
 }
 
 static int64_t row_in(const Ids *ids, uint64_t slot)
@@ -150,7 +156,7 @@ static int64_t index_ids(const Ids *ids)
             if (!lies_within(ids, first + i))
                 return first + i;
             uint32_t start = ids->ends[first + i];
-            ahead[i] = seek(ids, ids->text + start, ids->ends[first + i + 1] - start);
+            seek(ids, ids->text + start, ids->ends[first + i + 1] - start, &ahead[i]);
         }
         for (int64_t i = 0; i < some; i++) {
             if (row_of(ids, &ahead[i]) != NO_ROW)
@@ -170,8 +176,10 @@ static int seek_text(const Ids *ids, PyObject *wanted, Sought *sought)
         return 0;
     }
     const char *text = PyUnicode_AsUTF8AndSize(wanted, &length);
-    *sought = text ? seek(ids, text, length) : (Sought){0};
-    if (!text && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+    sought->text = NULL;
+    if (text)
+        seek(ids, text, length, sought);
+    else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
         PyErr_Clear();
     return !PyErr_Occurred();
 }

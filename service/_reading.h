@@ -58,10 +58,11 @@ static void look_up_waiting(Reader *reader)
     reader->waiting = 0;
 }
 
-static void look_up(Reader *reader, Feature *feature, Py_ssize_t candidate, Text token)
+static inline void look_up(Reader *reader, Feature *feature, Py_ssize_t candidate,
+                           const char *token, Py_ssize_t length)
 {
     Py_ssize_t place = reader->waiting++;
-    reader->ahead[place] = seek(&feature->known, token.at, token.end - token.at);
+    seek(&feature->known, token, length, &reader->ahead[place]);
     reader->of[place] = feature;
     reader->candidate[place] = candidate;
     if (reader->waiting == AHEAD)
@@ -76,11 +77,14 @@ static inline char next_of(const Text *text)
     return text->at < text->end ? *text->at : 0;
 }
 
+/* Here and below a pointer of its own goes through the text: that of a Text would be written with
+ * each character, since any could be a part of it. */
 static inline void pass_space(Text *text)
 {
-    for (char next = next_of(text); next == ' ' || next == '\n' || next == '\t' || next == '\r';
-         next = next_of(text))
-        text->at++;
+    const char *at = text->at;
+    while (at < text->end && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r'))
+        at++;
+    text->at = at;
 }
 
 static inline int read_sign(Text *text, char sign)
@@ -116,15 +120,16 @@ static int read_text(Text *text, Text *found)
 {
     if (!read_sign(text, '"'))
         return 0;
-    found->at = text->at;
-    for (; text->end - text->at >= 8; text->at += 8) {
-        uint64_t word = little_endian(text->at, 8);
+    const char *at = text->at, *end = text->end;
+    for (; end - at >= 8; at += 8) {
+        uint64_t word = little_endian(at, 8);
         if (marked(word, '"') | marked(word, '\\'))
             break;
     }
-    while (text->at < text->end && *text->at != '"' && *text->at != '\\')
-        text->at++;
-    found->end = text->at;
+    while (at < end && *at != '"' && *at != '\\')
+        at++;
+    found->at = text->at;
+    found->end = text->at = at;
     return read_sign(text, '"');
 }
 
@@ -139,15 +144,14 @@ static inline int is_of_fraction(char sign)
     return sign == '.' || sign == 'e' || sign == 'E';
 }
 
-static int read_number(Text *text, Text *found)
+static inline int read_number(Text *text, Text *found)
 {
+    const char *at = text->at, *end = text->end;
+    while (at < end && (is_digit(*at) || is_of_fraction(*at) || *at == '-' || *at == '+'))
+        at++;
     found->at = text->at;
-    for (char next = next_of(text);
-         is_digit(next) || is_of_fraction(next) || next == '-' || next == '+';
-         next = next_of(text))
-        text->at++;
-    found->end = text->at;
-    return found->at < found->end && found->end - found->at < LONGEST_NUMBER;
+    found->end = text->at = at;
+    return found->at < at && at - found->at < LONGEST_NUMBER;
 }
 
 static int is_whole(Text number)
@@ -230,7 +234,7 @@ static int pass_value(Text *text, int depth)
 
 static int read_token(Reader *reader, Feature *feature, Py_ssize_t candidate, Text *text)
 {
-    Text token = *text;
+    Text token = {text->at, text->at};
     if (next_of(text) == '"') {
         if (!read_text(text, &token))
             return 0;
@@ -240,7 +244,7 @@ static int read_token(Reader *reader, Feature *feature, Py_ssize_t candidate, Te
                (*token.at == '-' && token.end - token.at == 2 && token.at[1] == '0')) {
         return 0; /* 24.0 is the token 24, and -0 is 0: the encoder knows */
     }
-    look_up(reader, feature, candidate, token);
+    look_up(reader, feature, candidate, token.at, token.end - token.at);
     return 1;
 }
 
@@ -285,7 +289,8 @@ static Feature *read_feature(Reader *reader, const Ids *names, Py_ssize_t expect
     Text name;
     if (!read_text(text, &name))
         return NULL;
-    Sought sought = seek(names, name.at, name.end - name.at);
+    Sought sought;
+    seek(names, name.at, name.end - name.at, &sought);
     int64_t row = row_of(names, &sought);
     return row == NO_ROW ? NULL : &reader->features[row];
 }

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import pace
 from benchmarks.peers import environments, load, plot, processes, report
 from benchmarks.peers.bench import (
     BUILD,
@@ -37,6 +38,7 @@ from model_store.errors import StoreError
 from service.kernels import COMPILED, WHY_NOT
 
 NONE: Final = "none"
+PACE_S: Final = 3.0
 PLOTTED: Final = 8  # connections, if they were asked for
 PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
 
@@ -48,11 +50,13 @@ class Seen:
     Attributes:
         facts: memory and answers to wrong bodies, by server.
         failed: why a server was left out.
+        paces: of the servers' core, before and after.
     """
 
     windows: Sequence[report.Window]
     facts: Mapping[str, Mapping[str, Any]]
     failed: Mapping[str, str]
+    paces: Sequence[pace.Pace] = ()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -148,8 +152,10 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     gc.freeze()  # no collection of what lives now in the middle of a window
     servers = {SLIMRANK: Path(sys.executable)}
     servers |= {peer: pythons[peer.name] for peer in PEERS if peer.name in pythons}
+    paces = [pace.on_core(options.cores[0], PACE_S)]
     seen = measure(bench, servers)
-    seen = replace(seen, failed={**failed, **seen.failed})
+    paces.append(pace.on_core(options.cores[0], PACE_S))
+    seen = replace(seen, failed={**failed, **seen.failed}, paces=paces)
     compared = write(bench, seen, time.monotonic() - started)
     return bool(compared) or not seen.failed
 
@@ -205,6 +211,7 @@ def write(bench: Bench, seen: Seen, seconds: float) -> Sequence[report.Ratio]:
     yardstick = next(peer.title for peer in PEERS if peer.is_yardstick)
     compared = report.ratios(seen.windows, rivals, yardstick)
     about = described(bench, seconds)
+    about["pace of the server's core, before and after"] = "; ".join(map(str, seen.paces))
     servers = [entry(peer, seen.facts.get(peer.title, {})) for peer in (SLIMRANK, *PEERS)]
     (out / "peers.md").write_text(report.page(table, compared, about, servers, seen.failed))
     (out / "peers.json").write_text(report.as_json(table, compared, about, servers, seen.failed))
@@ -212,6 +219,7 @@ def write(bench: Bench, seen: Seen, seconds: float) -> Sequence[report.Ratio]:
     if levels:
         plot.draw(table, PLOTTED if PLOTTED in levels else max(levels), out / "peers.png")
     print(report.markdown_ratios(compared), *report.remarks(table), sep="\n")
+    print(*(f"The server's core: {each}" for each in seen.paces), sep="\n")
     for name, why in seen.failed.items():
         print(f"{name} was not measured: {why}")
     print(f"\n{out / 'peers.md'}, peers.json, peers.png: {seconds / 60:.1f} minutes")

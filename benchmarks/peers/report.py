@@ -13,6 +13,8 @@ GENERATOR_LIMIT: Final = 0.9
 FOREIGN_LIMIT: Final = 0.1
 OURS: Final = "Slimrank"
 
+ByRound = Mapping[int, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -39,6 +41,11 @@ class Window:
     def rps(self) -> float:
         """Requests answered a second."""
         return len(self.latencies_ns) / self.seconds
+
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile."""
+        return float(np.percentile(self.latencies_ns, 99)) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,8 @@ class Ratio:
     Attributes:
         best: the peer with the most requests a second, which ``rps`` and ``p99`` are against.
         rps: by round: the median, the least and the greatest.
-        least_p99: the lowest 99th percentile of any peer to ours.
+        p99: its 99th percentile to ours, likewise.
+        least_p99: the lowest 99th percentile of any peer to ours, by round, the median.
         yardstick: our requests a second to the bare endpoint's, by round, the median.
     """
 
@@ -111,7 +119,7 @@ class Ratio:
     connections: int
     best: str
     rps: tuple[float, float, float]
-    p99: float
+    p99: tuple[float, float, float]
     least_p99: float
     yardstick: float | None
     wanted_rps: float
@@ -151,10 +159,10 @@ def ratios(windows: Sequence[Window], peers: Sequence[str], yardstick: str) -> l
                     claim=claim.name,
                     connections=connections,
                     best=best.server,
-                    rps=_by_round(windows, ours, best),
-                    p99=best.p99_ms / ours.p99_ms,
-                    least_p99=min(row.p99_ms for row in theirs) / ours.p99_ms,
-                    yardstick=None if bare is None else _by_round(windows, ours, bare)[0],
+                    rps=rps_ratio(windows, ours, best),
+                    p99=p99_ratio(windows, best, ours),
+                    least_p99=_by_round(_least_p99(windows, theirs), _p99(windows, ours))[0],
+                    yardstick=None if bare is None else rps_ratio(windows, ours, bare)[0],
                     wanted_rps=claim.rps,
                     wanted_p99=claim.p99,
                 )
@@ -182,7 +190,7 @@ def remarks(table: Iterable[Row]) -> list[str]:
 
 def _row(group: Sequence[Window]) -> Row:
     pooled = np.concatenate([window.latencies_ns for window in group]) / 1e6
-    p99 = [float(np.percentile(window.latencies_ns, 99)) / 1e6 for window in group]
+    p99 = [window.p99_ms for window in group]
     return Row(
         server=group[0].server,
         case=group[0].case,
@@ -198,15 +206,39 @@ def _row(group: Sequence[Window]) -> Row:
     )
 
 
-def _by_round(windows: Sequence[Window], ours: Row, theirs: Row) -> tuple[float, float, float]:
-    """Ratios of requests a second in the rounds that measured both."""
-    first, second = _rps(windows, ours), _rps(windows, theirs)
+def rps_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
+    """Requests a second of one to those of the other, by round: the median, least and greatest."""
+    return _by_round(_rps(windows, first), _rps(windows, second))
+
+
+def p99_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
+    """The same of 99th percentiles."""
+    return _by_round(_p99(windows, first), _p99(windows, second))
+
+
+def _by_round(first: ByRound, second: ByRound) -> tuple[float, float, float]:
+    """The ratios in the rounds that have both: the median, the least and the greatest."""
     return _spread([first[n] / second[n] for n in sorted(first.keys() & second.keys())])
 
 
-def _rps(windows: Sequence[Window], row: Row) -> dict[int, float]:
+def _of(windows: Sequence[Window], row: Row) -> list[Window]:
     key = (row.server, row.case, row.connections)
-    return {w.round: w.rps for w in windows if (w.server, w.case, w.connections) == key}
+    return [w for w in windows if (w.server, w.case, w.connections) == key]
+
+
+def _rps(windows: Sequence[Window], row: Row) -> ByRound:
+    return {window.round: window.rps for window in _of(windows, row)}
+
+
+def _p99(windows: Sequence[Window], row: Row) -> ByRound:
+    return {window.round: window.p99_ms for window in _of(windows, row)}
+
+
+def _least_p99(windows: Sequence[Window], some: Sequence[Row]) -> ByRound:
+    least: dict[int, float] = {}
+    for number, p99_ms in (pair for row in some for pair in _p99(windows, row).items()):
+        least[number] = min(p99_ms, least.get(number, p99_ms))
+    return least
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -242,7 +274,8 @@ def markdown_ratios(compared: Sequence[Ratio]) -> str:
     """The claims as a table; above 1 ours is better."""
     lines = [
         "| ours; theirs | connections | best peer | requests/s (min-max of rounds) | wanted "
-        "| p99 of the best peer | lowest p99 of a peer | wanted | to bare ASGI | reached |",
+        "| p99 of the best peer (min-max) | lowest p99 of a peer | wanted "
+        "| to bare ASGI | reached |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for ratio in compared:
@@ -250,7 +283,8 @@ def markdown_ratios(compared: Sequence[Ratio]) -> str:
         bare = "" if ratio.yardstick is None else f"{ratio.yardstick:.2f}x"
         lines.append(
             f"| {ratio.claim} | {ratio.connections} | {ratio.best} | **{ratio.rps[0]:.2f}x** "
-            f"({ratio.rps[1]:.2f}-{ratio.rps[2]:.2f}) | {ratio.wanted_rps:g}x | {ratio.p99:.2f}x "
+            f"({ratio.rps[1]:.2f}-{ratio.rps[2]:.2f}) | {ratio.wanted_rps:g}x "
+            f"| {ratio.p99[0]:.2f}x ({ratio.p99[1]:.2f}-{ratio.p99[2]:.2f}) "
             f"| {ratio.least_p99:.2f}x | {wanted} | {bare} | {'yes' if ratio.holds else 'no'} |"
         )
     return "\n".join(lines)
@@ -282,7 +316,7 @@ def page(
     sections = [
         "# Peers, side by side",
         markdown_ratios(compared),
-        "Above 1 Slimrank is better. Ratios are taken by round; p99 is of all rounds together.",
+        "Above 1 Slimrank is better. Ratios are taken by round: the median of them.",
         "\n".join(f"- {note}" for note in remarks(table)),
         picture,
         "## What each is and does",
