@@ -159,7 +159,7 @@ class Endpoint:
         asked = self._read(body, whole, deadline, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
             return self._reply(asked, clock)
-        return await self._apart(lambda: self._reply(asked, clock))
+        return await self._apart(lambda: self._reply_late(asked, clock))
 
     async def _apart(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
@@ -190,8 +190,12 @@ class Endpoint:
         clock.lap("parse")
         return Asked(own, request, whole, ranking, deadline)
 
+    def _reply_late(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
+        """`_reply` of what has waited for a thread."""
+        _check_deadline(asked.deadline, clock.lap("queue"))
+        return self._reply(asked, clock)
+
     def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
-        _check_deadline(asked.deadline, clock.lap("queue"))  # it may have waited for a thread
         request, ranking = asked.request, asked.ranking
         prepared = self._prepared(ranking, request)
         if prepared is None:
@@ -209,7 +213,7 @@ class Endpoint:
         clock.lap("encode")
         return [
             (b"content-type", JSON),
-            (b"content-length", str(len(content)).encode()),
+            (b"content-length", b"%d" % len(content)),
             (b"x-model-version", ranking.version.encode()),
             (b"server-timing", clock.server_timing()),
         ], content
