@@ -185,18 +185,33 @@ def table(windows: Sequence[report.Window]) -> str:
             continue
         null = rows[case, connections, NULL.title]
         stock = rows.get((case, connections, STOCK.title))
-        per_s = spread(report.rps_ratio(windows, row, null))
-        more = ["", ""]
+        of_stock = ["", ""]
         if stock is not None:
-            of_stock = (report.rps_ratio, report.p99_ratio)
-            more = [spread(found(windows, row, stock)) for found in of_stock]
+            found = (report.rps_ratio, report.p99_ratio)
+            of_stock = [spread(ratio(windows, row, stock)) for ratio in found]
         cells = [
             case, connections, f"{row.rps[0]:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
-            f"{row.cpu_us:.0f} ({null.cpu_us:.0f})", per_s, f"{row.p50_ms / null.p50_ms:.2f}",
-            *more,
+            f"{row.cpu_us:.0f} ({null.cpu_us:.0f})",
+            spread(report.rps_ratio(windows, row, null)),
+            spread(report.p50_ratio(windows, row, null)),
+            *of_stock,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def columns_to_rows(windows: Sequence[report.Window]) -> Iterator[str]:
+    """What columns gain over rows of the same ranker and number of candidates."""
+    ours = {
+        (row.case, row.connections): row
+        for row in report.rows(windows)
+        if row.server == SLIMRANK.title
+    }
+    for (case, connections), columns in ours.items():
+        rows = ours.get((case.replace(" columns ", " rows "), connections))
+        if rows is not None and rows is not columns:
+            found = spread(report.rps_ratio(windows, columns, rows))
+            yield f"{case}, {connections} connections: {found} of the requests/s of rows"
 
 
 def spread(found: tuple[float, float, float]) -> str:
@@ -262,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = pace.on_core(0, PACE_S)
         windows = measure(servers, some, options.connections, options.rounds, options.seconds)
         after = pace.on_core(0, PACE_S)
-    print(table(windows))
+    print(table(windows), *columns_to_rows(windows), sep="\n")
     tell(f"the server's core: before, {before}; after, {after}")
     for note in report.remarks(report.rows(windows)):
         tell(note)

@@ -176,7 +176,7 @@ static int seek_text(const Ids *ids, PyObject *wanted, Sought *sought)
         return 0;
     }
     const char *text = PyUnicode_AsUTF8AndSize(wanted, &length);
-    sought->text = NULL;
+    *sought = (Sought){0};
     if (text)
         seek(ids, text, length, sought);
     else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))

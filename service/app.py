@@ -280,7 +280,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     finally:
         for follower in followers:
             await _stop(follower)
-        parts.tally.settle()
+        parts.tally.close()
         await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 

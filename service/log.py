@@ -19,7 +19,7 @@ _LINES: Final = msgspec.json.Encoder()
 _ADDED: Final = frozenset({"level", "timestamp"})  # what structlog adds itself
 
 
-class Line(Struct, gc=False):
+class Line(Struct, frozen=True, gc=False):
     """What a request was answered with; what is not set is not there.
 
     Attributes:

@@ -18,7 +18,7 @@ STAGE_SECONDS: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5,
 )  # fmt: skip
 CANDIDATES: Final = (1, 10, 50, 100, 200, 300, 500, 1000, 2000, 5000)
-STAGES: Final = ("parse", "queue", "features", "score", "encode")
+STAGES: Final = ("queue", "parse", "features", "score", "encode")
 
 
 class Histograms(Histogram):

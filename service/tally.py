@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from msgspec import UNSET, Struct
 
@@ -67,24 +67,23 @@ class Answered(Struct, frozen=True, gc=False):
 
     def line(self) -> Line:
         """Its log line."""
-        served = self.served
-        line = Line(
+        at = datetime.fromtimestamp(self.at, UTC)
+        who = (self.request_id, self.method, self.route, self.status, milliseconds(self.seconds))
+        if (served := self.served) is None:
+            return Line("request", "info", at, *who, UNSET if self.code is None else self.code)
+        stages: Any = {f"{stage}_ms": milliseconds(lap) for stage, lap in served.laps.items()}
+        return Line(
             "request",
             "info",
-            datetime.fromtimestamp(self.at, UTC),
-            self.request_id,
-            self.method,
-            self.route,
-            self.status,
-            milliseconds(self.seconds),
-            UNSET if self.code is None and served is None else self.code,
+            at,
+            *who,
+            self.code,
+            served.model,
+            served.version,
+            served.candidates,
+            served.cold,
+            **stages,
         )
-        if served is not None:
-            line.model, line.version = served.model, served.version
-            line.candidates, line.cold = served.candidates, served.cold
-            for stage, seconds in served.laps.items():
-                setattr(line, f"{stage}_ms", milliseconds(seconds))
-        return line
 
 
 class Tally:
@@ -99,13 +98,13 @@ class Tally:
     def __init__(self, metrics: Metrics, in_flight: InFlight, write: Write | None) -> None:
         self._metrics, self._in_flight, self._write = metrics, in_flight, write
         self._pending: list[Answered] = []
-        self._settles = False  # soon, without anybody doing more
+        self._settling: asyncio.TimerHandle | None = None  # in a moment, whatever comes
 
     def soon(self) -> None:
         """Something changes: count it in a moment."""
-        if not self._settles:
-            self._settles = True
-            asyncio.get_running_loop().call_later(DELAY_S, self._settle_in_time)
+        if self._settling is None:
+            loop = asyncio.get_running_loop()
+            self._settling = loop.call_later(DELAY_S, self._settle_in_time)
 
     def add(self, answered: Answered) -> None:
         """Take a request in."""
@@ -115,7 +114,14 @@ class Tally:
             self.settle()
 
     def _settle_in_time(self) -> None:
-        self._settles = False
+        self._settling = None
+        self.settle()
+
+    def close(self) -> None:
+        """Settle for the last time before the event loop ends; another one may begin."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         self.settle()
 
     def settle(self) -> None:

@@ -42,10 +42,9 @@ class Window:
         """Requests answered a second."""
         return len(self.latencies_ns) / self.seconds
 
-    @property
-    def p99_ms(self) -> float:
-        """The 99th percentile."""
-        return float(np.percentile(self.latencies_ns, 99)) / 1e6
+    def percentile_ms(self, percent: float) -> float:
+        """How long so many of a hundred took at most."""
+        return float(np.percentile(self.latencies_ns, percent)) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ def ratios(windows: Sequence[Window], peers: Sequence[str], yardstick: str) -> l
                     best=best.server,
                     rps=rps_ratio(windows, ours, best),
                     p99=p99_ratio(windows, best, ours),
-                    least_p99=_by_round(_least_p99(windows, theirs), _p99(windows, ours))[0],
+                    least_p99=_least_p99_ratio(windows, theirs, ours),
                     yardstick=None if bare is None else rps_ratio(windows, ours, bare)[0],
                     wanted_rps=claim.rps,
                     wanted_p99=claim.p99,
@@ -190,7 +189,7 @@ def remarks(table: Iterable[Row]) -> list[str]:
 
 def _row(group: Sequence[Window]) -> Row:
     pooled = np.concatenate([window.latencies_ns for window in group]) / 1e6
-    p99 = [window.p99_ms for window in group]
+    p99 = [window.percentile_ms(99) for window in group]
     return Row(
         server=group[0].server,
         case=group[0].case,
@@ -211,9 +210,14 @@ def rps_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float
     return _by_round(_rps(windows, first), _rps(windows, second))
 
 
+def p50_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
+    """The same of medians."""
+    return _by_round(*(_percentiles(windows, row, 50) for row in (first, second)))
+
+
 def p99_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
     """The same of 99th percentiles."""
-    return _by_round(_p99(windows, first), _p99(windows, second))
+    return _by_round(*(_percentiles(windows, row, 99) for row in (first, second)))
 
 
 def _by_round(first: ByRound, second: ByRound) -> tuple[float, float, float]:
@@ -230,15 +234,17 @@ def _rps(windows: Sequence[Window], row: Row) -> ByRound:
     return {window.round: window.rps for window in _of(windows, row)}
 
 
-def _p99(windows: Sequence[Window], row: Row) -> ByRound:
-    return {window.round: window.p99_ms for window in _of(windows, row)}
+def _percentiles(windows: Sequence[Window], row: Row, percent: float) -> ByRound:
+    return {window.round: window.percentile_ms(percent) for window in _of(windows, row)}
 
 
-def _least_p99(windows: Sequence[Window], some: Sequence[Row]) -> ByRound:
+def _least_p99_ratio(windows: Sequence[Window], some: Sequence[Row], ours: Row) -> float:
+    """By round: whichever of them was the luckiest in it."""
     least: dict[int, float] = {}
-    for number, p99_ms in (pair for row in some for pair in _p99(windows, row).items()):
-        least[number] = min(p99_ms, least.get(number, p99_ms))
-    return least
+    for row in some:
+        for number, p99_ms in _percentiles(windows, row, 99).items():
+            least[number] = min(p99_ms, least.get(number, p99_ms))
+    return _by_round(least, _percentiles(windows, ours, 99))[0]
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ from service import errors, tally
 from service.candidates import Limits, texts
 from service.deps import Parts, by_name, check_media_type, request_id_of
 from service.errors import ServiceError
+from service.metrics import STAGES
 from service.problems import Header, problem, responses
 from service.ranking import Prepared, Ranking, Request
 from service.schemas import RawRankRequest
@@ -28,7 +29,6 @@ from service.tally import milliseconds
 
 JSON: Final = b"application/json"
 MAX_DIGITS: Final = 18
-STAGES: Final = ("queue", "parse", "features", "score", "encode")
 TIMING: Final = b", ".join(b"%s;dur=%%.3f" % name.encode() for name in (*STAGES, "total"))
 PARSE_US_PER_BYTE: Final = 0.01  # measured: 0.005, and twice that beside busy cores
 T = TypeVar("T")
@@ -130,6 +130,7 @@ class Endpoint:
             return await self._rank(body, deadline, clock, request_id)
         finally:
             in_flight.leave()
+            self._parts.tally.soon()
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Refuse what need not be read."""

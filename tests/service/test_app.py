@@ -1,7 +1,9 @@
 """The edge: every problem code, every limit, headers, keys, metrics and health."""
 
 import asyncio
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from compress.tiers import join
 from model_store.bundle import open_bundle
 from model_store.store import Store
 from service.app import THREAD_NICE, create_app
-from service.ranking import Costs
+from service.ranking import Costs, Ranking
+from service.routes import endpoint
 from service.settings import Settings
 from tests.service.conftest import FLOPS, Client, Serve, lifespan
 
@@ -269,6 +272,20 @@ async def test_a_long_body_is_refused_in_the_same_words(serve: Serve) -> None:
     assert apart.status_code == inline.status_code == 422
     assert apart.json()["errors"] == inline.json()["errors"]
     assert late.json()["code"] == "deadline_exceeded"
+
+
+async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget was not over when it was read."""
+    seconds = itertools.count()
+    monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
+    monkeypatch.setattr(endpoint, "perf_counter", lambda: float(next(seconds)))
+
+    async with serve() as client:
+        reply = await client.post("/rank", json=BODY, headers={"X-Deadline-Ms": "2500"})
+
+    assert (reply.status_code, reply.json()["code"]) == (504, "deadline_exceeded")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")

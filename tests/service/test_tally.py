@@ -98,6 +98,29 @@ async def test_what_is_in_flight_is_told_while_nothing_is_answered(
     assert await asyncio.wait_for(told.get(), 10) == 1
 
 
+def test_a_service_that_starts_again_tells_again() -> None:
+    """In another event loop, where the first one ended before its moment had come."""
+    told = asyncio.Queue[Any]()
+
+    def write(lines: Iterable[Any]) -> None:
+        for line in lines:
+            told.put_nowait(line)
+
+    tally = Tally(Metrics(), InFlight(9), write)
+
+    async def stop_at_once() -> None:
+        tally.add(answered(1))
+        tally.close()
+
+    async def serve() -> list[str]:
+        tally.add(answered(2))
+        return [(await asyncio.wait_for(told.get(), 10)).request_id for _ in range(2)]
+
+    asyncio.run(stop_at_once())
+
+    assert asyncio.run(serve()) == ["id-1", "id-2"]
+
+
 async def test_a_ranking_is_counted_in_full() -> None:
     """Stages, candidates, cold ones and warnings, each in its own instrument."""
     metrics = Metrics()
@@ -148,6 +171,23 @@ def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[
         "score_ms": 2.1,
     }
     assert second["code"] == "overloaded"
+
+
+def test_a_line_is_written_as_it_always_was(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Whoever reads logs relies on its order, on its null and on its microseconds."""
+    laps = {"queue": 1e-6, "parse": 2e-6, "features": 3e-6, "score": 0.0123454, "encode": 1.0}
+    served = Served("größe", "3", 200, True, 0, [], laps)
+
+    lines_of_requests("info", "json")(
+        [Answered(1e9 + 0.25, "id", "POST", "/rank", 200, None, 0.003, served).line()]
+    )
+
+    assert capfdbinary.readouterr().out.decode() == (
+        '{"event":"request","level":"info","timestamp":"2001-09-09T01:46:40.250000Z",'
+        '"request_id":"id","method":"POST","route":"/rank","status":200,"ms":3.0,"code":null,'
+        '"model":"größe","version":"3","candidates":200,"cold":0,"queue_ms":0.001,'
+        '"parse_ms":0.002,"features_ms":0.003,"score_ms":12.345,"encode_ms":1000.0}\n'
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pipes do not tell writes apart")

@@ -1,0 +1,43 @@
+"""What the service is to the bare endpoint and to the stock one, from windows to the table."""
+
+import numpy as np
+
+from benchmarks import rank_http
+from benchmarks.peers import report
+
+
+def _window(server: str, case: str, milliseconds: list[int]) -> report.Window:
+    """A second in which requests took so long."""
+    return report.Window(
+        server=server,
+        case=case,
+        connections=1,
+        round=0,
+        seconds=1.0,
+        latencies_ns=np.array(milliseconds, np.int64) * 1_000_000,
+        server_s=0.5,
+        generator_cpu=0.1,
+        foreign_cpu=0.0,
+    )
+
+
+def test_table_and_what_columns_gain() -> None:
+    """By hand: 4 answers against 8 of null and 1 of stock; columns 4 against 2 of rows."""
+    windows = [
+        _window("Slimrank", "m columns 200", [2, 2, 2, 2]),
+        _window("null", "m columns 200", [1] * 8),
+        _window("stock", "m columns 200", [8]),
+        _window("Slimrank", "m rows 200", [4, 4]),
+        _window("null", "m rows 200", [4] * 2),
+    ]
+
+    lines = rank_http.table(windows).splitlines()
+
+    assert lines[2] == (
+        "| m columns 200 | 1 | 4 | 2.00 | 2.00 | 125000 (62500) | 0.50 (0.50-0.50) "
+        "| 2.00 (2.00-2.00) | 4.00 (4.00-4.00) | 0.25 (0.25-0.25) |"
+    )
+    assert lines[3].endswith("| 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |  |  |")
+    assert [*rank_http.columns_to_rows(windows)] == [
+        "m columns 200, 1 connections: 2.00 (2.00-2.00) of the requests/s of rows"
+    ]
