@@ -218,7 +218,7 @@ def create_app(
         executor=ThreadPoolExecutor(
             settings.score_threads, thread_name_prefix="score", initializer=_give_way
         ),
-        tally=Tally(metrics, in_flight, write if settings.request_log else None),
+        tally=Tally(metrics, lambda: in_flight.count, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))
 

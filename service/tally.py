@@ -6,14 +6,13 @@ line and seven histograms cost more than parsing and encoding; one after the oth
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import UNSET, Struct
 
-from service.gate import InFlight
 from service.log import Line, Write
 from service.metrics import Metrics
 
@@ -91,11 +90,11 @@ class Tally:
 
     Args:
         metrics: where it is counted.
-        in_flight: what the worker holds.
+        in_flight: tells how many requests the worker holds.
         write: where lines go, and are lost if nothing can be written there; None: nowhere.
     """
 
-    def __init__(self, metrics: Metrics, in_flight: InFlight, write: Write | None) -> None:
+    def __init__(self, metrics: Metrics, in_flight: Callable[[], int], write: Write | None) -> None:
         self._metrics, self._in_flight, self._write = metrics, in_flight, write
         self._pending: list[Answered] = []
         self._settling: asyncio.TimerHandle | None = None  # in a moment, whatever comes
@@ -126,7 +125,7 @@ class Tally:
 
     def settle(self) -> None:
         """Count and log what has come since the last time."""
-        self._metrics.in_flight.set(self._in_flight.count)
+        self._metrics.in_flight.set(self._in_flight())
         settled, self._pending = self._pending, []
         self._count(settled)
         self._count_served([each.served for each in settled if each.served is not None])

@@ -44,7 +44,7 @@ async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
             all_told.set()
 
     metrics = Metrics()
-    tally = Tally(metrics, InFlight(9), write)
+    tally = Tally(metrics, lambda: 0, write)
 
     for number in range(MOST + 1):
         tally.add(answered(number))
@@ -68,7 +68,7 @@ async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Excepti
         told.extend(lines)
 
     metrics = Metrics()
-    tally = Tally(metrics, InFlight(9), write)
+    tally = Tally(metrics, lambda: 0, write)
     for number in range(MOST):
         tally.add(answered(number))
     is_broken = False
@@ -86,7 +86,7 @@ async def test_what_is_in_flight_is_told_while_nothing_is_answered(
     metrics, in_flight = Metrics(), InFlight(9)
     told = asyncio.Queue[int]()
     monkeypatch.setattr(metrics.in_flight, "set", told.put_nowait)
-    tally = Tally(metrics, in_flight, None)
+    tally = Tally(metrics, lambda: in_flight.count, None)
 
     for held in (1, 2):
         in_flight.enter()
@@ -106,7 +106,7 @@ def test_a_service_that_starts_again_tells_again() -> None:
         for line in lines:
             told.put_nowait(line)
 
-    tally = Tally(Metrics(), InFlight(9), write)
+    tally = Tally(Metrics(), lambda: 0, write)
 
     async def stop_at_once() -> None:
         tally.add(answered(1))
@@ -124,7 +124,7 @@ def test_a_service_that_starts_again_tells_again() -> None:
 async def test_a_ranking_is_counted_in_full() -> None:
     """Stages, candidates, cold ones and warnings, each in its own instrument."""
     metrics = Metrics()
-    tally = Tally(metrics, InFlight(9), None)
+    tally = Tally(metrics, lambda: 0, None)
 
     tally.add(answered(served=SERVED))
     tally.settle()
