@@ -195,7 +195,6 @@ def create_app(
         ),
     )
     write = lines_of_requests(settings.log_level, settings.log_format)
-    in_flight = InFlight(settings.max_in_flight)
     parts = Parts(
         settings=settings,
         limits=Limits(settings.max_candidates, settings.max_session_items, settings.max_id_bytes),
@@ -214,11 +213,11 @@ def create_app(
         keys=Keys(settings.api_keys()),
         rate_limit=RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst, monotonic),
         drain=Drain(),
-        in_flight=in_flight,
+        in_flight=InFlight(settings.max_in_flight),
         executor=ThreadPoolExecutor(
             settings.score_threads, thread_name_prefix="score", initializer=_give_way
         ),
-        tally=Tally(metrics, lambda: in_flight.count, write if settings.request_log else None),
+        tally=Tally(metrics, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))
 
@@ -280,7 +279,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     finally:
         for follower in followers:
             await _stop(follower)
-        parts.tally.close()
+        parts.tally.settle()
         await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 

@@ -1,11 +1,12 @@
 """Metrics: every instrument, named once, on a registry of its own."""
 
 import os
+from bisect import bisect_left
+from collections import Counter as Tallied
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -26,13 +27,10 @@ class Histograms(Histogram):
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """As `observe` of each: it takes a lock twice and looks through the buckets every time."""
-        if not amounts:
-            return
-        self._sum.inc(sum(amounts))
-        buckets = np.searchsorted(self._upper_bounds, amounts)
-        for bucket, count in enumerate(np.bincount(buckets).tolist()):
-            if count:
-                self._buckets[bucket].inc(count)
+        if amounts:
+            self._sum.inc(sum(amounts))
+        for bucket, count in Tallied(bisect_left(self._upper_bounds, x) for x in amounts).items():
+            self._buckets[bucket].inc(count)
 
 
 class Metrics:

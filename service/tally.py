@@ -11,13 +11,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
-from service.log import Line, Write
 from service.metrics import Metrics
 
 MOST: Final = 64  # so that settling takes well under a millisecond
 DELAY_S: Final = 0.05  # how late a line may be, and what other workers' metrics miss
+
+Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 def milliseconds(seconds: float) -> float:
@@ -64,25 +65,30 @@ class Answered(Struct, frozen=True, gc=False):
     seconds: float
     served: Served | None = None
 
-    def line(self) -> Line:
+    def line(self) -> dict[str, Any]:
         """Its log line."""
-        at = datetime.fromtimestamp(self.at, UTC)
-        who = (self.request_id, self.method, self.route, self.status, milliseconds(self.seconds))
-        if (served := self.served) is None:
-            return Line("request", "info", at, *who, UNSET if self.code is None else self.code)
-        stages: Any = {f"{stage}_ms": milliseconds(lap) for stage, lap in served.laps.items()}
-        return Line(
-            "request",
-            "info",
-            at,
-            *who,
-            self.code,
-            served.model,
-            served.version,
-            served.candidates,
-            served.cold,
-            **stages,
-        )
+        fields: dict[str, Any] = {
+            "event": "request",
+            "level": "info",
+            "timestamp": datetime.fromtimestamp(self.at, UTC),
+            "request_id": self.request_id,
+            "method": self.method,
+            "route": self.route,
+            "status": self.status,
+            "ms": milliseconds(self.seconds),
+        }
+        if self.code is not None or self.served is not None:
+            fields["code"] = self.code  # null where a ranking went well
+        if (served := self.served) is not None:
+            fields |= {
+                "model": served.model,
+                "version": served.version,
+                "candidates": served.candidates,
+                "cold": served.cold,
+            }
+            for stage, seconds in served.laps.items():
+                fields[f"{stage}_ms"] = milliseconds(seconds)
+        return fields
 
 
 class Tally:
@@ -90,42 +96,23 @@ class Tally:
 
     Args:
         metrics: where it is counted.
-        in_flight: tells how many requests the worker holds.
         write: where lines go, and are lost if nothing can be written there; None: nowhere.
     """
 
-    def __init__(self, metrics: Metrics, in_flight: Callable[[], int], write: Write | None) -> None:
-        self._metrics, self._in_flight, self._write = metrics, in_flight, write
+    def __init__(self, metrics: Metrics, write: Write | None) -> None:
+        self._metrics, self._write = metrics, write
         self._pending: list[Answered] = []
-        self._settling: asyncio.TimerHandle | None = None  # in a moment, whatever comes
-
-    def soon(self) -> None:
-        """Something changes: count it in a moment."""
-        if self._settling is None:
-            loop = asyncio.get_running_loop()
-            self._settling = loop.call_later(DELAY_S, self._settle_in_time)
 
     def add(self, answered: Answered) -> None:
         """Take a request in."""
         self._pending.append(answered)
-        self.soon()
-        if len(self._pending) >= MOST:
+        if len(self._pending) == 1:
+            asyncio.get_running_loop().call_later(DELAY_S, self.settle)
+        elif len(self._pending) >= MOST:
             self.settle()
-
-    def _settle_in_time(self) -> None:
-        self._settling = None
-        self.settle()
-
-    def close(self) -> None:
-        """Settle for the last time before the event loop ends; another one may begin."""
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
-        self.settle()
 
     def settle(self) -> None:
         """Count and log what has come since the last time."""
-        self._metrics.in_flight.set(self._in_flight())
         settled, self._pending = self._pending, []
         self._count(settled)
         self._count_served([each.served for each in settled if each.served is not None])

@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time
-from types import coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -122,15 +121,15 @@ class Endpoint:
         )
         in_flight = self._parts.in_flight
         in_flight.enter()
-        self._parts.tally.soon()
+        self._metrics.in_flight.inc()
         try:
             # Let all that has arrived be counted before any of it is scored: without this turn of
             # the loop, a burst would wait uncounted and never be shed.
-            await _turn()
+            await asyncio.sleep(0)
             return await self._rank(body, deadline, clock, request_id)
         finally:
             in_flight.leave()
-            self._parts.tally.soon()
+            self._metrics.in_flight.dec()
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Refuse what need not be read."""
@@ -160,7 +159,7 @@ class Endpoint:
         asked = self._read(body, whole, deadline, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
             return self._reply(asked, clock)
-        return await self._apart(lambda: self._reply_late(asked, clock))
+        return await self._apart(lambda: self._reply(asked, clock))
 
     async def _apart(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
@@ -191,12 +190,8 @@ class Endpoint:
         clock.lap("parse")
         return Asked(own, request, whole, ranking, deadline)
 
-    def _reply_late(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
-        """`_reply` of what has waited for a thread."""
-        _check_deadline(asked.deadline, clock.lap("queue"))
-        return self._reply(asked, clock)
-
     def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
+        _check_deadline(asked.deadline, clock.lap("queue"))  # it may have waited for a thread
         request, ranking = asked.request, asked.ranking
         prepared = self._prepared(ranking, request)
         if prepared is None:
@@ -214,7 +209,7 @@ class Endpoint:
         clock.lap("encode")
         return [
             (b"content-type", JSON),
-            (b"content-length", b"%d" % len(content)),
+            (b"content-length", str(len(content)).encode()),
             (b"x-model-version", ranking.version.encode()),
             (b"server-timing", clock.server_timing()),
         ], content
@@ -274,12 +269,6 @@ class Stopwatch:
         """The Server-Timing header."""
         stages = [1e3 * self.laps[stage] for stage in STAGES]
         return TIMING % (*stages, (self._last - self.started) * 1e3)
-
-
-@coroutine
-def _turn() -> Generator[None, None, None]:
-    """What `asyncio.sleep(0)` does, without a coroutine of its own around it."""
-    yield
 
 
 async def read_body(headers: Headers, receive: Receive, limit: int, timeout_s: float) -> bytes:

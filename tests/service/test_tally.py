@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from service.gate import InFlight
 from service.log import lines_of_requests
 from service.metrics import Metrics
 from service.tally import MOST, Answered, Served, Tally
@@ -44,7 +43,7 @@ async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
             all_told.set()
 
     metrics = Metrics()
-    tally = Tally(metrics, lambda: 0, write)
+    tally = Tally(metrics, write)
 
     for number in range(MOST + 1):
         tally.add(answered(number))
@@ -52,7 +51,7 @@ async def test_what_waits_is_told_after_a_moment_or_when_it_is_much() -> None:
     await asyncio.wait_for(all_told.wait(), 10)
 
     assert at_once == MOST
-    assert [line.request_id for line in told] == [f"id-{n}" for n in range(MOST + 1)]
+    assert [line["request_id"] for line in told] == [f"id-{n}" for n in range(MOST + 1)]
     assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
 
 
@@ -68,7 +67,7 @@ async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Excepti
         told.extend(lines)
 
     metrics = Metrics()
-    tally = Tally(metrics, lambda: 0, write)
+    tally = Tally(metrics, write)
     for number in range(MOST):
         tally.add(answered(number))
     is_broken = False
@@ -76,55 +75,13 @@ async def test_a_log_that_cannot_be_written_costs_its_lines_alone(error: Excepti
     tally.settle()
 
     assert f'slimrank_requests_total{{route="/rank",status="200"}} {MOST + 1}.0' in text(metrics)
-    assert [line.request_id for line in told] == [f"id-{MOST}"]
-
-
-async def test_what_is_in_flight_is_told_while_nothing_is_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Requests that are held for long are counted, and no longer when they have gone."""
-    metrics, in_flight = Metrics(), InFlight(9)
-    told = asyncio.Queue[int]()
-    monkeypatch.setattr(metrics.in_flight, "set", told.put_nowait)
-    tally = Tally(metrics, lambda: in_flight.count, None)
-
-    for held in (1, 2):
-        in_flight.enter()
-        tally.soon()
-        assert await asyncio.wait_for(told.get(), 10) == held
-    in_flight.leave()
-    tally.add(answered())
-
-    assert await asyncio.wait_for(told.get(), 10) == 1
-
-
-def test_a_service_that_starts_again_tells_again() -> None:
-    """In another event loop, where the first one ended before its moment had come."""
-    told = asyncio.Queue[Any]()
-
-    def write(lines: Iterable[Any]) -> None:
-        for line in lines:
-            told.put_nowait(line)
-
-    tally = Tally(Metrics(), lambda: 0, write)
-
-    async def stop_at_once() -> None:
-        tally.add(answered(1))
-        tally.close()
-
-    async def serve() -> list[str]:
-        tally.add(answered(2))
-        return [(await asyncio.wait_for(told.get(), 10)).request_id for _ in range(2)]
-
-    asyncio.run(stop_at_once())
-
-    assert asyncio.run(serve()) == ["id-1", "id-2"]
+    assert [line["request_id"] for line in told] == [f"id-{MOST}"]
 
 
 async def test_a_ranking_is_counted_in_full() -> None:
     """Stages, candidates, cold ones and warnings, each in its own instrument."""
     metrics = Metrics()
-    tally = Tally(metrics, lambda: 0, None)
+    tally = Tally(metrics, None)
 
     tally.add(answered(served=SERVED))
     tally.settle()
