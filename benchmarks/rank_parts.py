@@ -108,12 +108,13 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
     They are given what the part before made, made once.
     """
     requests = [parsed(ranking, body) for body in raw]
+    asked_for = [r.asked if isinstance(r, RawRankRequest) else r for r in requests]
     prepared = [prepared_of(ranking, body, limits) for body in raw]
     scores = [ranking.score(each) for each in prepared]
     ranked = [ranking.rank(each) for each in prepared]
     answers = [
         {"id": "x", **ranking.answer(*each), "timing_ms": {"total": 1.0}}
-        for each in zip(requests, prepared, ranked, strict=True)
+        for each in zip(asked_for, prepared, ranked, strict=True)
     ]
 
     def order(n: int) -> Any:
@@ -125,7 +126,7 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
         "look-up and features": lambda n: ranking.prepare_any(requests[n], limits),
         "score": lambda n: ranking.score(prepared[n]),
         "top-k": order,
-        "answer": lambda n: ranking.answer(requests[n], prepared[n], ranked[n]),
+        "answer": lambda n: ranking.answer(asked_for[n], prepared[n], ranked[n]),
         "encode": lambda n: orjson.dumps(answers[n], option=orjson.OPT_SERIALIZE_NUMPY),
     }
 

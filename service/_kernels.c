@@ -23,7 +23,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 14 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 15 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -683,7 +683,7 @@ static PyObject *py_numbers(PyObject *self, PyObject *args)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(all);
 }
 
-/* What lends a feature's memory to a reader. */
+/* What lends a feature's memory. */
 typedef struct {
     Py_buffer text, ends, key, slots;
 } Lent;
@@ -696,9 +696,33 @@ static void give_back(Lent *lent)
     PyBuffer_Release(&lent->slots);
 }
 
+/* What candidates may bring, and where it is written. */
+typedef struct {
+    Ids names;
+    Feature *features;
+    Py_ssize_t count, width, columns;
+    Lent *lent; /* by each feature, then by the names */
+} Layout;
+
+#define LAYOUT "service._kernels.layout" /* the capsule's name */
+
+static void free_layout(Layout *layout)
+{
+    for (Py_ssize_t j = 0; layout->lent && j <= layout->count; j++)
+        give_back(&layout->lent[j]);
+    PyMem_Free(layout->lent);
+    PyMem_Free(layout->features);
+    PyMem_Free(layout);
+}
+
+static void free_capsule(PyObject *capsule)
+{
+    free_layout(PyCapsule_GetPointer(capsule, LAYOUT));
+}
+
 /* A feature from (text, ends, key, slots, start, column) of tokens, (column,) of numbers, or (); an
  * error is set if it is none. */
-static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, Lent *lent)
+static int make_feature(const Layout *layout, PyObject *spec, Feature *feature, Lent *lent)
 {
     if (!PyTuple_Check(spec)) {
         PyErr_SetString(PyExc_TypeError, "expected a tuple for each feature");
@@ -706,7 +730,7 @@ static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, 
     }
     if (PyTuple_GET_SIZE(spec) == 0)
         return 1;
-    Py_ssize_t places = reader->columns;
+    Py_ssize_t places = layout->columns;
     if (PyTuple_GET_SIZE(spec) == 1) {
         feature->kind = NUMBER;
         if (!PyArg_ParseTuple(spec, "n", &feature->place))
@@ -716,7 +740,7 @@ static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, 
                               &lent->slots, &feature->start, &feature->place))
             return 0;
         feature->kind = TOKEN;
-        places = reader->width;
+        places = layout->width;
         if (!make_ids(&feature->known, &lent->text, &lent->ends, &lent->key, &lent->slots))
             return 0;
     }
@@ -727,6 +751,47 @@ static int make_feature(const Reader *reader, PyObject *spec, Feature *feature, 
     return 0;
 }
 
+/* Whether a layout could be made of names (text, ends, key, slots) and what is at each; an error is
+ * set if not. */
+static int make_layout(Layout *layout, PyObject *names, PyObject *places)
+{
+    layout->count = PyTuple_GET_SIZE(places);
+    layout->lent = PyMem_Calloc((size_t)layout->count + 1, sizeof *layout->lent);
+    layout->features = PyMem_Calloc((size_t)layout->count + 1, sizeof *layout->features);
+    if (!layout->lent || !layout->features) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    Lent *lent = &layout->lent[layout->count];
+    if (!PyArg_ParseTuple(names, "y*y*y*y*", &lent->text, &lent->ends, &lent->key, &lent->slots) ||
+        !make_ids(&layout->names, &lent->text, &lent->ends, &lent->key, &lent->slots))
+        return 0;
+    if (layout->names.items != layout->count) {
+        PyErr_SetString(PyExc_ValueError, "expected a name for each feature");
+        return 0;
+    }
+    for (Py_ssize_t j = 0; j < layout->count; j++)
+        if (!make_feature(layout, PyTuple_GET_ITEM(places, j), &layout->features[j],
+                          &layout->lent[j]))
+            return 0;
+    return 1;
+}
+
+static PyObject *py_layout(PyObject *self, PyObject *args)
+{
+    PyObject *names, *places, *capsule = NULL;
+    Layout *layout = PyMem_Calloc(1, sizeof *layout);
+    if (!layout)
+        return PyErr_NoMemory();
+    if (PyArg_ParseTuple(args, "O!O!nn", &PyTuple_Type, &names, &PyTuple_Type, &places,
+                         &layout->width, &layout->columns) &&
+        make_layout(layout, names, places))
+        capsule = PyCapsule_New(layout, LAYOUT, free_capsule);
+    if (!capsule)
+        free_layout(layout);
+    return capsule;
+}
+
 /* Whether a tensor is of so many candidates and columns. */
 static int has_room(const Py_buffer *tensor, Py_ssize_t candidates, Py_ssize_t columns,
                     Py_ssize_t size)
@@ -734,99 +799,108 @@ static int has_room(const Py_buffer *tensor, Py_ssize_t candidates, Py_ssize_t c
     return columns == 0 ? tensor->len == 0 : rows_in(tensor, columns, size) == candidates;
 }
 
-/* Whether there is a name for each feature, and tensors have room for all candidates; an error is
+/* Whether there is an object for each candidate, or one for all, that lies in the body; an error is
  * set if not. */
-static int make_features(Reader *reader, const Ids *names, const Py_buffer *rows,
-                         const Py_buffer *numbers, PyObject *places, Lent *lent)
+static int are_spans(const Py_buffer *spans, Py_ssize_t wanted, Py_ssize_t bytes)
 {
-    reader->rows = rows->buf;
-    reader->numbers = numbers->buf;
-    if (names->items != reader->count || reader->candidates < 0 ||
-        !has_room(rows, reader->candidates, reader->width, sizeof(int32_t)) ||
-        !has_room(numbers, reader->candidates, reader->columns, sizeof(double))) {
+    const Span *span = spans->buf;
+    int right = spans->len % (Py_ssize_t)sizeof *span == 0 &&
+                spans->len / (Py_ssize_t)sizeof *span == wanted;
+    for (Py_ssize_t i = 0; right && i < wanted; i++)
+        right = span[i].start >= 0 && span[i].start <= span[i].end && span[i].end <= bytes;
+    if (!right)
         PyErr_SetString(PyExc_ValueError,
-                        "expected a name for each feature, and room for each candidate");
-        return 0;
-    }
-    for (Py_ssize_t j = 0; j < reader->count; j++)
-        if (!make_feature(reader, PyTuple_GET_ITEM(places, j), &reader->features[j], &lent[j]))
+                        "expected one object a candidate, or one of columns, within the body");
+    return right;
+}
+
+/* Read what candidates bring, an object each (no bytes: nothing), or all of them by one object.
+ * Whether all could be told. */
+static int read_spans(Reader *reader, const Ids *names, const char *body, const Span *spans,
+                      int whole)
+{
+    for (Py_ssize_t i = 0; i < (whole ? 1 : reader->candidates); i++) {
+        Text text = {body + spans[i].start, body + spans[i].end};
+        if (text.at < text.end && !read_object(reader, names, whole ? -1 : i, text))
             return 0;
+    }
+    look_up_waiting(reader);
     return 1;
 }
 
-/* Read what candidates from ``first`` on bring, an object each, or what all do by one object if it
- * is -1. Whether all could be told. */
-static int read_texts(Reader *reader, const Ids *names, Py_ssize_t first, const Py_buffer *json,
-                      Py_ssize_t many)
+/* The same; -1 if an error is set. */
+static int read_body(Reader *reader, const Layout *layout, const Py_buffer *body,
+                     const Py_buffer *spans, int whole)
 {
-    for (Py_ssize_t i = 0; i < many; i++) {
-        Text text = {json[i].buf, (const char *)json[i].buf + json[i].len};
-        if (!read_object(reader, names, first < 0 ? first : first + i, text))
-            return 0;
-    }
-    look_up_waiting(reader); /* of tokens that still lie in what was lent */
-    return 1;
-}
-
-/* The same of what lends its bytes; -1 if an error is set. */
-static int read_raws(Reader *reader, const Ids *names, Py_ssize_t first, PyObject *raws)
-{
-    Py_ssize_t many = PyTuple_GET_SIZE(raws), lent = 0, bytes = 0;
-    if (first < 0 ? many != 1 : many > reader->candidates - first) {
-        PyErr_SetString(PyExc_ValueError, "expected one object a candidate, or one of columns");
+    if (!are_spans(spans, whole ? 1 : reader->candidates, body->len))
         return -1;
-    }
-    Py_buffer *json = PyMem_Calloc((size_t)many + 1, sizeof *json);
-    if (!json) {
+    reader->features = PyMem_Malloc(((size_t)layout->count + 1) * sizeof *reader->features);
+    if (!reader->features) {
         PyErr_NoMemory();
         return -1;
     }
-    int told = -1;
-    while (lent < many && !PyObject_GetBuffer(PyTuple_GET_ITEM(raws, lent), &json[lent], PyBUF_SIMPLE))
-        bytes += json[lent++].len;
-    if (lent == many) {
-        /* The event loop may wait for the GIL; where there is little to read it would rather keep it. */
-        PyThreadState *state = bytes > LONG_JSON ? PyEval_SaveThread() : NULL;
-        told = read_texts(reader, names, first, json, many);
-        if (state)
-            PyEval_RestoreThread(state);
-    }
-    while (lent--)
-        PyBuffer_Release(&json[lent]);
-    PyMem_Free(json);
+    /* A copy: another thread may read by the same layout. */
+    memcpy(reader->features, layout->features, (size_t)layout->count * sizeof *reader->features);
+    /* The event loop may wait for the GIL; where there is little to read it would rather keep it. */
+    PyThreadState *state = body->len > LONG_JSON ? PyEval_SaveThread() : NULL;
+    int told = read_spans(reader, &layout->names, body->buf, spans->buf, whole);
+    if (state)
+        PyEval_RestoreThread(state);
+    PyMem_Free(reader->features);
     return told;
 }
 
 static PyObject *py_read_features(PyObject *self, PyObject *args)
 {
-    PyObject *raws, *places;
-    Py_ssize_t first;
+    PyObject *capsule;
+    Py_buffer body, spans, rows, numbers;
+    int whole, told = -1;
     Reader reader = {0};
-    Ids names;
-    Lent by_name;
-    Py_buffer rows, numbers;
-    if (!PyArg_ParseTuple(args, "O!n((y*y*y*y*)O!)nnw*nw*", &PyTuple_Type, &raws, &first,
-                          &by_name.text, &by_name.ends, &by_name.key, &by_name.slots,
-                          &PyTuple_Type, &places, &reader.candidates, &reader.width, &rows,
-                          &reader.columns, &numbers))
+    if (!PyArg_ParseTuple(args, "Oy*y*pnw*w*", &capsule, &body, &spans, &whole, &reader.candidates,
+                          &rows, &numbers))
         return NULL;
-    int told = -1;
-    Py_ssize_t count = reader.count = PyTuple_GET_SIZE(places);
-    Lent *lent = PyMem_Calloc((size_t)count + 1, sizeof *lent);
-    reader.features = PyMem_Calloc((size_t)count + 1, sizeof *reader.features);
-    if (!lent || !reader.features)
-        PyErr_NoMemory();
-    else if (make_ids(&names, &by_name.text, &by_name.ends, &by_name.key, &by_name.slots) &&
-             make_features(&reader, &names, &rows, &numbers, places, lent))
-        told = read_raws(&reader, &names, first, raws);
-    for (Py_ssize_t j = 0; lent && j < count; j++)
-        give_back(&lent[j]);
-    PyMem_Free(lent);
-    PyMem_Free(reader.features);
-    give_back(&by_name);
+    const Layout *layout = PyCapsule_GetPointer(capsule, LAYOUT);
+    if (layout && reader.candidates >= 0 &&
+        has_room(&rows, reader.candidates, layout->width, sizeof(int32_t)) &&
+        has_room(&numbers, reader.candidates, layout->columns, sizeof(double))) {
+        reader.rows = rows.buf;
+        reader.width = layout->width;
+        reader.numbers = numbers.buf;
+        reader.columns = layout->columns;
+        told = read_body(&reader, layout, &body, &spans, whole);
+    } else if (layout)
+        PyErr_SetString(PyExc_ValueError, "expected room for each candidate");
+    PyBuffer_Release(&body);
+    PyBuffer_Release(&spans);
     PyBuffer_Release(&rows);
     PyBuffer_Release(&numbers);
     return told < 0 ? NULL : PyBool_FromLong(told);
+}
+
+/* (what is left of a body, where what was cut lies in it), or None if something is not closed. */
+static PyObject *py_cut_features(PyObject *self, PyObject *args)
+{
+    Py_buffer body;
+    if (!PyArg_ParseTuple(args, "y*", &body))
+        return NULL;
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, body.len), *spans = NULL;
+    Cut cut = {PyMem_Malloc((size_t)(body.len / LEAST_CUT + 1) * sizeof *cut.spans), 0, NULL, 0};
+    const char *text = body.buf;
+    int all = 0;
+    if (!cut.spans)
+        PyErr_NoMemory();
+    else if (rest) {
+        cut.rest = PyBytes_AS_STRING(rest);
+        all = cut_features(text, text + body.len, &cut);
+    }
+    if (all && !_PyBytes_Resize(&rest, cut.kept))
+        spans = PyBytes_FromStringAndSize((char *)cut.spans, cut.count * (Py_ssize_t)sizeof(Span));
+    PyMem_Free(cut.spans);
+    PyBuffer_Release(&body);
+    PyObject *both = spans ? PyTuple_Pack(2, rest, spans) : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    Py_XDECREF(rest);
+    Py_XDECREF(spans);
+    return both;
 }
 
 /* Add how often names stand in a text. */
@@ -1094,7 +1168,9 @@ static PyMethodDef methods[] = {
      "lay_tokens(((tokens, (text, ends, key, slots, start, column)), ...), width, rows)"},
     {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
     {"read_features", py_read_features, METH_VARARGS,
-     "read_features(raws, first, (names, places), candidates, width, rows, columns, numbers)"},
+     "read_features(layout, body, spans, whole, candidates, rows, numbers)"},
+    {"layout", py_layout, METH_VARARGS, "layout(names, places, width, columns)"},
+    {"cut_features", py_cut_features, METH_VARARGS, "cut_features(body)"},
     {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows, odd)"},

@@ -59,14 +59,15 @@ def scanned_blocks(
 def shuffles() -> bool: ...
 def lay_tokens(columns: tuple[Any, ...], width: int, rows: Array, /) -> list[int]: ...
 def numbers(columns: tuple[Any, ...], found: Array, /) -> bool: ...
+def layout(names: tuple[Any, ...], places: tuple[Any, ...], width: int, columns: int, /) -> Any: ...
+def cut_features(body: bytes | bytearray, /) -> tuple[bytes, bytes] | None: ...
 def read_features(
-    raws: tuple[Any, ...],
-    first: int,
-    layout: tuple[Any, tuple[Any, ...]],
+    layout: Any,
+    body: Any,
+    spans: Array,
+    whole: bool,
     candidates: int,
-    width: int,
     rows: Array,
-    columns: int,
     numbers: Array,
     /,
 ) -> bool: ...

@@ -1,7 +1,8 @@
 /* What a request brings of its candidates, read from its JSON: one object of features a candidate, or
- * one array of values a feature. The parser has seen that it is JSON, and all of it is ASCII; what is
- * told here is told as the parser and the encoders would. Whatever else comes (an escape, another
- * type, a name twice) ends the reading: they are asked, and say what is wrong, if anything is. */
+ * one array of values a feature. It is cut out of the body before the parser sees that. All of it is
+ * ASCII; whether it is JSON is seen here, and what is told is told as the parser and the encoders
+ * would. Whatever else comes (an escape, another type, a name twice) ends the reading: they are
+ * asked, and say what is wrong, if anything is. */
 #ifndef SLIMRANK_READING_H
 #define SLIMRANK_READING_H
 
@@ -96,6 +97,22 @@ static inline int read_sign(Text *text, char sign)
     return 1;
 }
 
+static inline int is_digit(char sign)
+{
+    return sign >= '0' && sign <= '9';
+}
+
+/* Pass one or more digits. */
+static inline int pass_digits(Text *text)
+{
+    const char *at = text->at;
+    while (at < text->end && is_digit(*at))
+        at++;
+    int some = at > text->at;
+    text->at = at;
+    return some;
+}
+
 static inline int read_word(Text *text, const char *word)
 {
     Py_ssize_t length = (Py_ssize_t)strlen(word);
@@ -107,12 +124,23 @@ static inline int read_word(Text *text, const char *word)
 
 #define EACH_BYTE 0x0101010101010101u
 
-/* Marks, in the highest bit of each byte, the first byte of a word that is a sign; others after it
- * may be marked too. */
+/* Marks, in the highest bit of each byte, the first byte of a word that is below a limit of at most
+ * 128; others after it may be marked too. */
+static inline uint64_t below(uint64_t word, uint64_t limit)
+{
+    return (word - EACH_BYTE * limit) & ~word & EACH_BYTE << 7;
+}
+
+/* The same of bytes that are a sign. */
 static inline uint64_t marked(uint64_t word, char sign)
 {
-    uint64_t apart = word ^ EACH_BYTE * (uint64_t)sign;
-    return (apart - EACH_BYTE) & ~apart & EACH_BYTE << 7;
+    return below(word ^ EACH_BYTE * (uint64_t)sign, 1);
+}
+
+/* Whether a text goes on with this: no quote, no escape, nothing below a space. */
+static inline int is_of_text(char sign)
+{
+    return sign != '"' && sign != '\\' && (unsigned char)sign >= ' ';
 }
 
 /* A text without escapes, which is what lies between its quotes: looked through by eight. */
@@ -123,19 +151,17 @@ static int read_text(Text *text, Text *found)
     const char *at = text->at, *end = text->end;
     for (; end - at >= 8; at += 8) {
         uint64_t word = little_endian(at, 8);
-        if (marked(word, '"') | marked(word, '\\'))
+        if (marked(word, '"') | marked(word, '\\') | below(word, ' '))
             break;
     }
-    while (at < end && *at != '"' && *at != '\\')
+    while (at < end && is_of_text(*at))
         at++;
+    if (at == end || *at != '"')
+        return 0;
     found->at = text->at;
-    found->end = text->at = at;
-    return read_sign(text, '"');
-}
-
-static inline int is_digit(char sign)
-{
-    return sign >= '0' && sign <= '9';
+    found->end = at;
+    text->at = at + 1;
+    return 1;
 }
 
 /* What makes a number other than a whole one. */
@@ -146,12 +172,26 @@ static inline int is_of_fraction(char sign)
 
 static inline int read_number(Text *text, Text *found)
 {
-    const char *at = text->at, *end = text->end;
-    while (at < end && (is_digit(*at) || is_of_fraction(*at) || *at == '-' || *at == '+'))
-        at++;
+    Text number = *text;
+    number.at += next_of(&number) == '-';
+    if (next_of(&number) == '0')
+        number.at++;
+    else if (!pass_digits(&number))
+        return 0;
+    if (next_of(&number) == '.') {
+        number.at++;
+        if (!pass_digits(&number))
+            return 0;
+    }
+    if (next_of(&number) == 'e' || next_of(&number) == 'E') {
+        number.at++;
+        number.at += next_of(&number) == '-' || next_of(&number) == '+';
+        if (!pass_digits(&number))
+            return 0;
+    }
     found->at = text->at;
-    found->end = text->at = at;
-    return found->at < at && at - found->at < LONGEST_NUMBER;
+    found->end = text->at = number.at;
+    return found->end - found->at < LONGEST_NUMBER;
 }
 
 static int is_whole(Text number)
@@ -311,17 +351,14 @@ static int read_array(Reader *reader, Feature *feature, Text *text)
     return read_sign(text, ']') && candidate == reader->candidates;
 }
 
-/* Read an object of features, or null: of one candidate, or of all (candidate < 0), where each
- * feature has an array of values. Whether all could be told. */
+/* Read an object of features and nothing behind it: of one candidate, or of all (candidate < 0),
+ * where each feature has an array of values. Whether all could be told. */
 static int read_object(Reader *reader, const Ids *names, Py_ssize_t candidate, Text text)
 {
-    pass_space(&text);
-    if (read_word(&text, "null"))
-        return 1;
     if (!read_sign(&text, '{'))
         return 0;
     if (read_sign(&text, '}'))
-        return 1;
+        return text.at == text.end;
     Py_ssize_t *next = &reader->first, turn = candidate < 0 ? 1 : candidate + 1;
     do {
         Feature *feature = read_feature(reader, names, *next, &text);
@@ -335,6 +372,58 @@ static int read_object(Reader *reader, const Ids *names, Py_ssize_t candidate, T
                           : !read_value(reader, feature, candidate, &text))
             return 0;
     } while (read_sign(&text, ','));
+    return read_sign(&text, '}') && text.at == text.end;
+}
+
+/* ---- what candidates bring, cut out of a body ---- */
+
+/* Where an object lies in a body. */
+typedef struct {
+    int64_t start, end;
+} Span;
+
+/* The objects that features are in, in their order, and the body with {} in their place. */
+typedef struct {
+    Span *spans;
+    Py_ssize_t count;
+    char *rest;
+    Py_ssize_t kept;
+} Cut;
+
+#define FEATURES "\"features\""
+#define LEAST_CUT ((Py_ssize_t)sizeof FEATURES - 1 + 3) /* bytes: with a colon and two brackets */
+
+static void keep(Cut *cut, const char *from, const char *to)
+{
+    memcpy(cut->rest + cut->kept, from, (size_t)(to - from));
+    cut->kept += to - from;
+}
+
+/* Cut what stands behind "features" and a colon, up to the first bracket that closes: all of it,
+ * where no value has such a bracket. A body without escapes is passed from text to text. Whether
+ * all that opens is closed. */
+static int cut_features(const char *body, const char *end, Cut *cut)
+{
+    const char *at = body, *kept = body, *close;
+    while ((at = memchr(at, '"', (size_t)(end - at)))) {
+        if (!(close = memchr(at + 1, '"', (size_t)(end - at - 1))))
+            return 0;
+        Text behind = {close + 1, end};
+        int found = behind.at - at == sizeof FEATURES - 1 && !memcmp(at, FEATURES, sizeof FEATURES - 1);
+        at = behind.at;
+        if (!found || !read_sign(&behind, ':'))
+            continue;
+        pass_space(&behind);
+        if (next_of(&behind) != '{')
+            continue;
+        if (!(close = memchr(behind.at, '}', (size_t)(end - behind.at))))
+            return 0;
+        keep(cut, kept, behind.at + 1);
+        cut->spans[cut->count++] = (Span){behind.at - body, close + 1 - body};
+        kept = close;
+        at = close + 1;
+    }
+    keep(cut, kept, end);
     return 1;
 }
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
-from msgspec import Raw, Struct
+import numpy as np
+from msgspec import Struct
 
 from model_store.encoding import token
 from service import kernels
@@ -23,9 +24,7 @@ from service.schemas import (
     Features,
     Id,
     RankRequest,
-    RawColumns,
     RawRankRequest,
-    RawRow,
 )
 
 Columns = dict[str, Sequence[Any]]  # feature → a value (or None) for each candidate
@@ -130,27 +129,34 @@ class RawCandidates(NamedTuple):
     """Candidates whose features are yet to be read.
 
     Attributes:
-        brought: an object of features a candidate, or one of columns, as JSON.
+        brought: an object for each of them, or one of columns.
+        as_columns: which of these it is.
     """
 
     ids: list[str]
-    brought: Sequence[Raw] | Raw
+    brought: kernels.Brought
+    as_columns: bool
 
 
 def read_raw(request: RawRankRequest, limits: Limits) -> RawCandidates | None:
     """The candidates of a request; None where anything is wrong, or shapes are mixed."""
-    given = request.candidates
-    if isinstance(given, RawColumns):
-        ids, brought = given.ids, given.features  # type: Sequence[Id], Sequence[Raw] | Raw
-    elif set(map(type, given)) == {RawRow}:
-        rows = cast("Sequence[RawRow]", given)
-        ids, brought = [row.id for row in rows], [row.features for row in rows]
+    given, brought = request.asked.candidates, request.brought
+    as_columns = isinstance(given, CandidateColumns)
+    if isinstance(given, CandidateColumns):
+        ids: Sequence[Id] = given.ids
+    elif set(map(type, given)) == {CandidateRow}:
+        rows = cast("Sequence[CandidateRow]", given)
+        ids = [row.id for row in rows]
+        if len(brought.spans) < len(rows):
+            spans = np.zeros((len(rows), 2), np.int64)
+            spans[[row.features is not None for row in rows]] = brought.spans
+            brought = brought._replace(spans=spans)
     else:
         return None
     if len(ids) > limits.candidates:
         return None
     try:
-        return RawCandidates(texts(ids, "", limits), brought)
+        return RawCandidates(texts(ids, "", limits), brought, as_columns)
     except InvalidRequest:
         return None
 

@@ -108,7 +108,8 @@ class ClickRanking(Ranking):
 
     def prepare_raw(self, request: RawRankRequest, limits: Limits) -> ClickPrepared | None:
         """`prepare` of features as they came; raises, or leaves it, as `Ranking.prepare_raw`."""
-        if self._plan.raw is None or request.explain == "features":
+        asked = request.asked
+        if self._plan.raw is None or asked.explain == "features":
             return None
         given = read_raw(request, limits)
         if given is None:
@@ -117,20 +118,20 @@ class ClickRanking(Ranking):
         rows, unknown = self._rows(ids), NOBODY
         if not kernels.told_apart(rows):
             unknown = np.flatnonzero(rows < 0).tolist()
-            refused_or_dropped = unknown and request.unknown_items in {"drop", "reject"}
+            refused_or_dropped = unknown and asked.unknown_items in {"drop", "reject"}
             if refused_or_dropped or len(set(ids)) < len(ids):
                 return None
         feeds = self._stored(ids, rows, unknown)
-        if not self._plan.raw.lay(feeds, given.brought, len(ids)):
+        if not self._plan.raw.lay(feeds, given.brought, len(ids), as_columns=given.as_columns):
             return None
-        warnings = self._unused(request, limits)
-        feeds |= self._plan.request(request.user or NO_FEATURES, request.context or NO_FEATURES)
+        warnings = self._unused(asked, limits)
+        feeds |= self._plan.request(asked.user or NO_FEATURES, asked.context or NO_FEATURES)
         return ClickPrepared(
             ids=ids,
             cold=frozenset(unknown),
             excluded=[],
-            warnings=warnings + self._undeclared(request, {}),
-            top_k=request.top_k,
+            warnings=warnings + self._undeclared(asked, {}),
+            top_k=asked.top_k,
             method=None,
             feeds=feeds,
             columns={},

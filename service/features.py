@@ -10,7 +10,6 @@ from heapq import nsmallest
 from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
-from msgspec import Raw
 from numpy.typing import NDArray
 
 from model_store.encoding import (
@@ -231,7 +230,8 @@ class FeaturePlan:
             return None
         if any(sign in name for name in names for sign in '"\\'):
             return None
-        return RawReader(names, self._vocabularies, self._numbers)
+        width = self.widths.get("candidate_ids", 0)
+        return RawReader(names, self._vocabularies, width, self._numbers)
 
     def _candidate_defaults(self) -> Tensors:
         """The row of a candidate of which nothing is known, by tensor: (columns,)."""
@@ -318,11 +318,16 @@ class RawReader:
     Args:
         names: of all item features that a bundle declares.
         tokens: how those are laid that are found in a vocabulary.
+        width: columns of their tensor.
         numbers: the numeric ones.
     """
 
     def __init__(
-        self, names: Sequence[str], tokens: Mapping[str, TokenColumn], numbers: ItemNumbers
+        self,
+        names: Sequence[str],
+        tokens: Mapping[str, TokenColumn],
+        width: int,
+        numbers: ItemNumbers,
     ) -> None:
         self._numbers = numbers
         places: dict[str, kernels.Place] = dict.fromkeys(names, ())
@@ -330,22 +335,25 @@ class RawReader:
         places |= {name: kernels.NumberColumn(at) for at, name in enumerate(numbers.names)}
         packed = PackedIds.of(names)
         known = kernels.Known(packed.text, packed.ends, *Index.of(packed))
-        self._layout = kernels.Layout.of(known, [*places.values()])
+        self._layout = kernels.Layout(known, [*places.values()], width, len(numbers.names))
 
-    def lay(self, tensors: Tensors, brought: Sequence[Raw] | Raw, count: int) -> bool:
+    def lay(
+        self, tensors: Tensors, brought: kernels.Brought, count: int, *, as_columns: bool
+    ) -> bool:
         """Lay what ``count`` candidates bring over their tensors; null leaves things as they are.
 
         Args:
             tensors: (N, columns) each, changed in place.
-            brought: an object of features a candidate, or one of columns.
+            brought: an object a candidate, or one of columns.
             count: N.
+            as_columns: which of these it is.
 
         Returns:
-            Whether all of it could be told.
+            Whether it is JSON, and all of it could be told.
         """
         rows = tensors.get("candidate_ids", np.empty((count, 0), np.int32))
         numbers = np.full((count, len(self._numbers.specs)), np.nan)
-        read: Any = kernels.read_columns if isinstance(brought, Raw) else kernels.read_candidates
+        read = kernels.read_columns if as_columns else kernels.read_candidates
         if not read(brought, self._layout, rows, numbers):
             return False
         if numbers.size:

@@ -15,14 +15,14 @@ numpy gives the same scores, several times slower; `COMPILED` tells which it is,
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 14  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 15  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -49,7 +49,6 @@ TOP: Final = 255  # the largest byte
 NO_ROW: Final = np.iinfo(np.int64).max
 FREE: Final = np.iinfo(np.uint32).max
 LAID_AT_ONCE: Final = 4096  # tokens: some 150 us
-WHOLE: Final = -1  # instead of a candidate: all of them
 # As types, which compare faster than what numpy makes types of.
 FLOAT32: Final = np.dtype(np.float32)
 INT64: Final = np.dtype(np.int64)
@@ -453,57 +452,88 @@ def numbers(columns: Sequence[Sequence[Any]]) -> NDArray[np.float64] | None:
 Place = TokenColumn | NumberColumn | tuple[()]  # of a feature; (): it is passed over
 
 
-class Layout(NamedTuple):
+class Layout:
     """What candidates may bring, and where it is written.
 
-    Attributes:
-        places: of features, in the order of ``names``.
+    Args:
+        names: of the features.
+        places: of each, in the order of ``names``.
+        width, columns: of the tensors of rows and numbers.
+
+    Raises:
+        TypeError, ValueError: the loops cannot read the arrays; a place is none of the tensors'.
     """
 
-    names: Known
-    places: tuple[Place, ...]
-
-    @classmethod
-    def of(cls, names: Known, places: Sequence[Place]) -> Self:
-        """With arrays that the loops can read; raises TypeError."""
+    def __init__(self, names: Known, places: Sequence[Place], width: int, columns: int) -> None:
         for known in (names, *places):
             if isinstance(known, Known | TokenColumn):
                 _check_ids(known.ends, known.slots)
-        return cls(names, tuple(places))
+        self.compiled = _kernels.layout(tuple(names), tuple(places), width, columns)
+
+
+class Brought(NamedTuple):
+    """Objects of features as they came: nobody has seen whether they are JSON.
+
+    Attributes:
+        body: of a request.
+        spans: (n, 2) where each begins in it, and ends.
+    """
+
+    body: Buffer
+    spans: NDArray[np.int64]
+
+
+def cut_features(body: bytes | bytearray) -> tuple[bytes, Brought] | None:
+    """Cut the objects that stand as "features" out of a body of JSON without escapes.
+
+    An object is taken to end with the first bracket that closes.
+
+    Returns:
+        The body with ``{}`` in their place, and what was cut; None if one is not closed, or loops
+        are not compiled.
+    """
+    if not COMPILED or (cut := _kernels.cut_features(body)) is None:
+        return None
+    rest, spans = cut
+    return rest, Brought(body, np.frombuffer(spans, np.int64).reshape(-1, 2))
 
 
 def read_candidates(
-    raws: Sequence[Buffer],
+    brought: Brought,
     layout: Layout,
     rows: NDArray[np.int32],
     numbers: NDArray[np.float64],
 ) -> bool:
-    """Read what each of n candidates brings: a JSON object of features, or null.
+    """Read what each of n candidates brings: a JSON object of features.
 
-    The JSON is well formed, and ASCII. What is null or does not come is left as it is.
+    What is null or does not come is left as it is.
 
     Args:
-        raws: n of them.
+        brought: n objects, in ASCII; one without a byte brings nothing.
         layout: of the tensors.
         rows: (n, width) rows of tokens, 0 for those that are not known.
         numbers: (n, columns).
 
     Returns:
-        Whether all could be told; if not, or where loops are not compiled, some may be read.
+        Whether it is JSON, and all could be told; if not, or where loops are not compiled, some may
+        be read.
     """
-    return _read(raws, 0, layout, rows, numbers)
+    return _read(brought, False, layout, rows, numbers)
 
 
 def read_columns(
-    raw: Buffer, layout: Layout, rows: NDArray[np.int32], numbers: NDArray[np.float64]
+    brought: Brought,
+    layout: Layout,
+    rows: NDArray[np.int32],
+    numbers: NDArray[np.float64],
 ) -> bool:
     """The same from one object that holds an array of n values for each feature."""
-    return _read([raw], WHOLE, layout, rows, numbers)
+    return _read(brought, True, layout, rows, numbers)
 
 
 def _read(
-    raws: Sequence[Buffer],
-    first: int,
+    brought: Brought,
+    whole: bool,
     layout: Layout,
     rows: NDArray[np.int32],
     numbers: NDArray[np.float64],
@@ -512,10 +542,7 @@ def _read(
         return False
     _check_laid(rows, np.dtype(np.int32))
     _check_laid(numbers, np.dtype(np.float64))
-    width, columns = rows.shape[1], numbers.shape[1]
-    return _kernels.read_features(
-        tuple(raws), first, layout, len(rows), width, rows, columns, numbers
-    )
+    return _kernels.read_features(layout.compiled, *brought, whole, len(rows), rows, numbers)
 
 
 def counted_around(

@@ -22,12 +22,12 @@ from service.schemas import (
     CandidateColumns,
     Features,
     RankRequest,
-    RawColumns,
     RawRankRequest,
     RecommendRequest,
 )
 
-Request = RankRequest | RawRankRequest | RecommendRequest
+Request = RankRequest | RecommendRequest
+Given = Request | RawRankRequest  # as it was parsed
 Scores = NDArray[np.float32]
 Explained = dict[str, dict[str, Any]]  # feature → its value and where it came from
 RECOMMENDED: Final = 50  # items of /recommend, where the request does not say
@@ -141,11 +141,11 @@ class Ranking(ABC):
         """
         return None
 
-    def prepare_any(self, request: RankRequest | RawRankRequest, limits: Limits) -> Prepared | None:
+    def prepare_any(self, given: RankRequest | RawRankRequest, limits: Limits) -> Prepared | None:
         """`prepare`, or `prepare_raw`."""
-        if isinstance(request, RawRankRequest):
-            return self.prepare_raw(request, limits)
-        return self.prepare(request, limits)
+        if isinstance(given, RawRankRequest):
+            return self.prepare_raw(given, limits)
+        return self.prepare(given, limits)
 
     @abstractmethod
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> Prepared:
@@ -266,10 +266,10 @@ def _items(prepared: Prepared, ranked: Ranked) -> list[dict[str, Any]]:
     return items
 
 
-def count_of(request: RankRequest | RawRankRequest) -> int:
+def count_of(request: RankRequest) -> int:
     """How many candidates a request brings, in whatever shape."""
     given = request.candidates
-    return len(given.ids) if isinstance(given, CandidateColumns | RawColumns) else len(given)
+    return len(given.ids) if isinstance(given, CandidateColumns) else len(given)
 
 
 def _given(side: Features) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Wire types of POST /rank and /recommend: parsed and validated once, from bytes, with no logic."""
 
-from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -147,6 +147,17 @@ class RecommendReply(Struct, omit_defaults=True):
     scores: list[float] | None = None
 
 
+class RawRankRequest(NamedTuple):
+    """A request whose candidates' features are yet to be read.
+
+    Attributes:
+        asked: has none of them: ``{}`` where something was brought.
+    """
+
+    asked: RankRequest
+    brought: kernels.Brought
+
+
 NO_RAW: Final = Raw(b"null")
 
 
@@ -164,14 +175,12 @@ class RawColumns(Struct, gc=False, forbid_unknown_fields=True):
     features: Raw = NO_RAW
 
 
-class RawRankRequest(_Ranked, kw_only=True):
-    """RankRequest with features that are yet to be parsed; they are well-formed JSON in ASCII."""
-
+class _StepwiseRequest(_Ranked, kw_only=True):
     candidates: list[Id | RawRow] | RawColumns
 
 
 _RANK: Final = msgspec.json.Decoder(RankRequest)
-_RAW_RANK: Final = msgspec.json.Decoder(RawRankRequest)
+_STEPWISE: Final = msgspec.json.Decoder(_StepwiseRequest)
 _RECOMMEND: Final = msgspec.json.Decoder(RecommendRequest)
 _FEATURES: Final[msgspec.json.Decoder[Features | None]] = msgspec.json.Decoder(Features | None)
 _COLUMNS: Final[msgspec.json.Decoder[dict[str, Raw] | None]] = msgspec.json.Decoder(
@@ -197,24 +206,35 @@ def parse_rank_raw(body: bytes | bytearray) -> RankRequest | RawRankRequest | No
     """`parse_rank` that leaves features of candidates as they came.
 
     Who wants them reads them without a Python object for each, or parses the body whole, which
-    says what is wrong: numbers out of range, and columns that are no lists, pass here.
+    says what is wrong. Of what is left as it came, nothing is known but where it lies.
 
     Returns:
         None where the body is to be parsed whole at once: since nothing is gained (it is short),
-        or since something of it may be hidden (it is not ASCII, has escapes, or names twice).
+        since it is not all ASCII without escapes, or since something is wrong with it.
     """
     if len(body) < RAW_FROM or not body.isascii() or b"\\" in body:
         return None
+    cut = kernels.cut_features(body)
+    if cut is None:
+        return None
+    rest, brought = cut
     try:
-        request = _RAW_RANK.decode(body)
+        request = _RANK.decode(rest)
     except (msgspec.DecodeError, RecursionError):
         return None
-    given = request.candidates
-    if not _named_once(body, given):
+    if not len(brought.spans):
+        return request
+    # A name that comes twice is seen once, and one elsewhere is no candidate's.
+    if _bringing(request.candidates) != len(brought.spans):
         return None
-    if isinstance(given, list) and RawRow not in set(map(type, given)):
-        return _with_candidates(request, cast("list[Id | CandidateRow]", given))
-    return request
+    return RawRankRequest(request, brought)
+
+
+def _bringing(given: list[Id | CandidateRow] | CandidateColumns) -> int:
+    """How many objects of features they have."""
+    if isinstance(given, CandidateColumns):
+        return given.features is not None
+    return sum(type(each) is CandidateRow and each.features is not None for each in given)
 
 
 def _named_once(body: bytes | bytearray, given: list[Id | RawRow] | RawColumns) -> bool:
@@ -233,7 +253,7 @@ def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:
     The parser keeps the GIL to its end, which may be milliseconds away; between steps others run.
     """
     try:
-        request = _RAW_RANK.decode(body)
+        request = _STEPWISE.decode(body)
         given = request.candidates
         if not _named_once(body, given):
             return parse_rank(body)
@@ -258,7 +278,7 @@ def _columns(raw: Raw) -> dict[str, list[Any] | None] | None:
 
 
 def _with_candidates(
-    request: RawRankRequest, candidates: list[Id | CandidateRow] | CandidateColumns
+    request: _StepwiseRequest, candidates: list[Id | CandidateRow] | CandidateColumns
 ) -> RankRequest:
     return RankRequest(**msgspec.structs.asdict(request) | {"candidates": candidates})
 

@@ -22,7 +22,7 @@ from service.deps import Parts, by_name, check_media_type, request_id_of
 from service.errors import ServiceError
 from service.metrics import STAGES
 from service.problems import Header, problem, responses
-from service.ranking import Prepared, Ranking, Request
+from service.ranking import Given, Prepared, Ranking, Request
 from service.schemas import RawRankRequest
 from service.tally import milliseconds
 
@@ -56,7 +56,7 @@ class Operation:
     path: str
     parse: Callable[[bytes], Request]
     parse_long: Callable[[bytes], Request]
-    parse_raw: Callable[[bytes], Request | None]
+    parse_raw: Callable[[bytes], Given | None]
     prepare: Callable[[Ranking, Any, Limits], Prepared | None]
     request: type
     reply: type
@@ -69,11 +69,14 @@ class Asked(NamedTuple):
 
     Attributes:
         id: the caller's own, else the request id.
+        request: without what is yet to be read.
+        given: the same, and what is yet to be read of it, if anything is.
         whole: parses it anew, with nothing left as it came.
     """
 
     id: str
     request: Request
+    given: Given
     whole: Callable[[], Request]
     ranking: Ranking
     deadline: float
@@ -174,26 +177,27 @@ class Endpoint:
     ) -> "Asked":
         _check_deadline(deadline, clock.lap("queue"))
         loader, own = self._parts.loader, request_id
-        request = self._operation.parse_raw(body) if loader.reads_raw else None
-        if request is None:
-            request = whole()
+        given = self._operation.parse_raw(body) if loader.reads_raw else None
+        if given is None:
+            given = whole()
+        request = given.asked if isinstance(given, RawRankRequest) else given
         try:
             if request.id is not None:
                 own = texts([request.id], "/id", self._parts.limits)[0]
             ranking = loader.resolve(request.model)
         except ServiceError:
-            if isinstance(request, RawRankRequest):
+            if isinstance(given, RawRankRequest):
                 whole()  # what is wrong with the body is told first
             raise
-        if isinstance(request, RawRankRequest) and not ranking.reads_raw:
-            request = whole()
+        if isinstance(given, RawRankRequest) and not ranking.reads_raw:
+            given = request = whole()
         clock.lap("parse")
-        return Asked(own, request, whole, ranking, deadline)
+        return Asked(own, request, given, whole, ranking, deadline)
 
     def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
         _check_deadline(asked.deadline, clock.lap("queue"))  # it may have waited for a thread
         request, ranking = asked.request, asked.ranking
-        prepared = self._prepared(ranking, request)
+        prepared = self._prepared(ranking, asked.given)
         if prepared is None:
             request = asked.whole()
             prepared = self._prepared(ranking, request)
@@ -214,8 +218,8 @@ class Endpoint:
             (b"server-timing", clock.server_timing()),
         ], content
 
-    def _prepared(self, ranking: Ranking, request: Request) -> Prepared | None:
-        return self._operation.prepare(ranking, request, self._parts.limits)
+    def _prepared(self, ranking: Ranking, given: Given) -> Prepared | None:
+        return self._operation.prepare(ranking, given, self._parts.limits)
 
     def _record(
         self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str

@@ -19,11 +19,14 @@ from model_store.manifest import (
     TensorSpec,
     VocabularyEncoding,
 )
+from model_store.packed_ids import PackedIds
 from model_store.store import Store
 from service import kernels, schemas
 from service.candidates import NO_LIMITS, ItemFeatures, read_candidates, read_raw
 from service.errors import ServiceError
 from service.features import FeaturePlan, Tensors
+from service.item_ids import Index
+from service.kernels import Brought
 from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
 from tests.service.conftest import Serve
 
@@ -112,8 +115,15 @@ def laid_raw(plan: FeaturePlan, body: bytes) -> Tensors | None:
     given = read_raw(request, NO_LIMITS)
     assert given is not None
     assert plan.raw is not None
-    tensors = tensors_of(plan, len(given.ids))
-    return tensors if plan.raw.lay(tensors, given.brought, len(given.ids)) else None
+    tensors, count = tensors_of(plan, len(given.ids)), len(given.ids)
+    told = plan.raw.lay(tensors, given.brought, count, as_columns=given.as_columns)
+    return tensors if told else None
+
+
+def brought_by(*objects: bytes) -> Brought:
+    """Objects, one after the other."""
+    ends = np.cumsum([0, *map(len, objects)])
+    return Brought(b"".join(objects), np.stack([ends[:-1], ends[1:]], axis=1))
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -273,7 +283,7 @@ def test_numbers_are_those_of_python(plan: FeaturePlan, literal: str) -> None:
     rows, numbers = np.zeros((1, 2), np.int32), np.full((1, 4), np.nan)
 
     told = kernels.read_candidates(
-        [b'{"stock":%s}' % literal.encode()], plan.raw._layout, rows, numbers
+        brought_by(b'{"stock":%s}' % literal.encode()), plan.raw._layout, rows, numbers
     )
 
     assert told == (abs(value) <= float(np.finfo(np.float32).max) and len(literal) < 40)
@@ -322,59 +332,135 @@ def test_without_compiled_loops_nothing_is_read_raw(plan: FeaturePlan) -> None:
     layout, rows, numbers = plan.raw._layout, np.zeros((1, 2), np.int32), np.zeros((1, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "COMPILED", False)
-        assert not kernels.read_candidates([b"{}"], layout, rows, numbers)
-        assert not kernels.read_columns(b"{}", layout, rows, numbers)
-    assert kernels.read_candidates([b"{}"], layout, rows, numbers)
+        assert kernels.cut_features(b"{}") is None
+        assert not kernels.read_candidates(brought_by(b"{}"), layout, rows, numbers)
+        assert not kernels.read_columns(brought_by(b"{}"), layout, rows, numbers)
+    assert kernels.read_candidates(brought_by(b"{}"), layout, rows, numbers)
+
+
+bits = st.sampled_from(
+    ["{", "}", "[", "]", '"', ",", ":", " ", "\n", "0", "1", "-", "+", ".", "e", "null", "true",
+     '"shop"', '"stock"', '"pruned"', '"a"', '"stock":', '"shop":"b"', '"stock":1', "12.5", "\x01"]
+)  # fmt: skip
+
+
+@settings(max_examples=1000)
+@given(st.lists(bits, max_size=12).map("".join), st.booleans())
+@example('{"stock":01}', False)
+@example('{"stock":1.}', False)
+@example('{"stock":.5}', False)
+@example('{"stock":1e}', False)
+@example('{"stock":+1}', False)
+@example('{"stock":1}}', False)
+@example('{"stock":1', False)
+@example('{"stock":1,}', False)
+@example('{"shop":"a\n"}', False)
+@example('{"shop":null1}', False)
+@example('{"shop":"\x1f1234567"}', False)
+@example('{"shop":[null}', True)
+@example("null", False)
+def test_what_is_read_is_json(plan: FeaturePlan, text: str, as_columns: bool) -> None:
+    """The parser does not see it; no bytes make the reader read elsewhere."""
+    assert plan.raw is not None
+    rows, numbers = np.zeros((1, 2), np.int32), np.zeros((1, 4))
+    read = kernels.read_columns if as_columns else kernels.read_candidates
+
+    if read(brought_by(text.encode()), plan.raw._layout, rows, numbers) and text:
+        assert isinstance(json.loads(text), dict)
 
 
 @given(st.binary(max_size=60) | st.text('{}[]",:\\ 0123456789.eE+-anulltrues', max_size=60).map(
     str.encode))  # fmt: skip
 def test_no_bytes_make_the_reader_read_elsewhere(plan: FeaturePlan, raw: bytes) -> None:
-    """The parser has seen that it is JSON; were it not, nothing would happen."""
+    """Nothing happens, whatever it is."""
     assert plan.raw is not None
     rows, numbers = np.zeros((1, 2), np.int32), np.zeros((1, 4))
 
-    kernels.read_candidates([raw], plan.raw._layout, rows, numbers)
-    kernels.read_columns(raw, plan.raw._layout, rows, numbers)
+    kernels.read_candidates(brought_by(raw), plan.raw._layout, rows, numbers)
+    kernels.read_columns(brought_by(raw), plan.raw._layout, rows, numbers)
+    kernels.cut_features(raw)
 
 
 def test_the_reader_checks_what_it_is_given(plan: FeaturePlan) -> None:
-    """No memory is written that is not there."""
+    """No memory is read or written that is not there."""
     assert plan.raw is not None
-    layout = plan.raw._layout
+    layout = plan.raw._layout.compiled
     read = kernels._kernels.read_features
     rows, numbers = np.zeros((2, 2), np.int32), np.zeros((2, 4))
-    assert read((b"{}", b"{}"), 0, layout, 2, 2, rows, 4, numbers)
-    for count, width, columns in (
-        (3, 2, 4), (2, 3, 4), (2, 2, 5), (-1, 2, 4), (2, 2**61, 4), (2, 2, 2**61), (2**61, 2, 4),
-    ):  # fmt: skip
+    two, one = brought_by(b"{}", b"{}"), brought_by(b"{}")
+    assert read(layout, *two, False, 2, rows, numbers)
+    for wrong in ((3, rows, numbers), (2, rows[:1], numbers), (2, rows, numbers[:1]),
+                  (-1, rows, numbers), (2**61, rows, numbers), (2, rows[:0], numbers)):  # fmt: skip
         with pytest.raises(ValueError, match="room for each candidate"):
-            read((b"{}",), 0, layout, count, width, rows, columns, numbers)
-    for raws, first in (((b"{}",) * 3, 0), ((b"{}",), 2), ((), -1), ((b"{}",) * 2, -1)):
+            read(layout, *two, False, *wrong)
+    for spans in (
+        [],
+        [[0, 2]],
+        [[0, 2]] * 3,
+        [[0, 2], [-1, 2]],
+        [[0, 2], [2, 5]],
+        [[0, 2], [3, 2]],
+    ):
         with pytest.raises(ValueError, match="one object a candidate"):
-            read(raws, first, layout, 2, 2, rows, 4, numbers)
-    for place in ((4,), (-1,), (*layout.names, 2, 2)):
-        wrong = (layout.names, (place, *layout.places[1:]))
+            read(layout, b"{}{}", np.array(spans, np.int64), False, 2, rows, numbers)
+    for spans in (two.spans, two.spans.tobytes()[:-1], b""):
+        with pytest.raises(ValueError, match="one of columns"):
+            read(layout, b"{}{}", spans, True, 2, rows, numbers)
+    for other in (None, read, object()):
+        with pytest.raises(ValueError, match="PyCapsule"):
+            read(other, *one, True, 2, rows, numbers)
+
+
+def test_a_layout_checks_its_places(plan: FeaturePlan) -> None:
+    """None lies outside of the tensors, and there is a name for each."""
+    packed = PackedIds.of(["stock"])
+    names = kernels.Known(packed.text, packed.ends, *Index.of(packed))
+    make = kernels._kernels.layout
+    for place in ((4,), (-1,), (*names, 2, 2), (*names, 2, -1)):
         with pytest.raises(ValueError, match="expected a place from 0"):
-            read((b"{}",), 0, wrong, 2, 2, rows, 4, numbers)
-    empty = np.zeros((0, 4))
-    with pytest.raises(ValueError, match="room for each candidate"):
-        read(
-            (b"{}",),
-            0,
-            (layout.names, ((10**9,), *layout.places[1:])),
-            1,
-            2,
-            rows[:1],
-            2**61,
-            empty,
-        )
-    with pytest.raises(ValueError, match="a name for each feature"):
-        read((b"{}",), 0, (layout.names, layout.places[1:]), 2, 2, rows, 4, numbers)
-    with pytest.raises(TypeError):
-        read(("{}",), 0, layout, 2, 2, rows, 4, numbers)
+            make(names, (place,), 2, 4)
+    for places in ((), ((), ())):
+        with pytest.raises(ValueError, match="a name for each feature"):
+            make(names, places, 2, 4)
     with pytest.raises(TypeError, match="a tuple for each feature"):
-        read((b"{}",), 0, (layout.names, (None, *layout.places[1:])), 2, 2, rows, 4, numbers)
+        make(names, (None,), 2, 4)
+    with pytest.raises(ValueError, match="over 1 slots"):
+        make((*names[:3], np.zeros(1, np.uint32)), ((),), 2, 4)
+    with pytest.raises(TypeError):
+        kernels.Layout(names._replace(ends=packed.ends.astype(np.int64)), [()], 2, 4)
+
+
+CUT = [
+    ('{"features":{"a":1}}', '{"features":{}}', ['{"a":1}']),
+    ('{"features" :\n {"a":1} }', '{"features" :\n {} }', ['{"a":1}']),
+    ('[{"features":{}},{"features":{"b":2}},3]', '[{"features":{}},{"features":{}},3]',
+     ["{}", '{"b":2}']),
+    ('{"features":null,"x":"features"}', '{"features":null,"x":"features"}', []),
+    ('{"features":[{"features":{"a":1}}]}', '{"features":[{"features":{}}]}', ['{"a":1}']),
+    ('{"feature":{"a":1},"Features":{"a":1},"featuresx":{}}', None, []),
+    ('{"features":{"a":{"b":1},"c":2}}', '{"features":{},"c":2}}', ['{"a":{"b":1}']),
+    ("", None, []), ("5", None, []), ('{"é":{"features":{"é":1}}}', '{"é":{"features":{}}}',
+                                      ['{"é":1}']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "rest", "objects"), CUT)
+def test_features_are_cut_out(body: str, rest: str | None, objects: list[str]) -> None:
+    """Up to the first bracket that closes, and nothing else."""
+    cut = kernels.cut_features(body.encode())
+
+    assert cut is not None
+    assert cut[0].decode() == (body if rest is None else rest)
+    spans = cut[1].spans.tolist()
+    assert [cut[1].body[start:end].decode() for start, end in spans] == objects
+
+
+@pytest.mark.parametrize(
+    "body", ['{"features":{"a":1', '{"features', '"', '{"features":{"', '{"features":{"a":"}"}}']
+)
+def test_what_is_not_closed_is_not_cut(body: str) -> None:
+    """The parser says what is wrong with it."""
+    assert kernels.cut_features(body.encode()) is None
 
 
 BODIES: list[dict[str, Any]] = [
@@ -407,6 +493,20 @@ BODIES: list[dict[str, Any]] = [
 
 
 TWICE = [
+    b'{"candidates":[{"id":"i1","features":{"price":01}}]}',
+    b'{"candidates":[{"id":"i1","features":{"price":1}1}]}',
+    b'{"candidates":[{"id":"i1","features":{"price":1}.5}]}',
+    b'{"candidates":[{"id":"i1","features":{"price":1}},]}',
+    b'{"candidates":[{"id":"i1","features":{"genre":"}"}}]}',
+    b'{"candidates":[{"id":"i1","features":{"genre":"a\nb"}}]}',
+    b'{"candidates":[{"id":"i1","features":{"genre":{"a":1}}}]}',
+    b'{"candidates":{"ids":["features"],"features":{"price":[1]}}}',
+    b'{"candidates":{"ids":["i1"]},"user":{"features":{"price":[1]}}}',
+    b'{"candidates":[{"id":"i1"}],"user":{"features":{"price":1}}}',
+    b'{"candidates":[{"id":"i1","features":{"price":1}}],"user":{"features":{"price":1}}}',
+    b'{"candidates":[{"id":"i1"},{"id":"i2","features":{"price":1}},{"id":"i3","features":null}]}',
+    b'{"candidates":{"ids":["i1"],"features":{"price":[1],"genre":null',
+    b'{"candidates":["features","x",{"features":{"price":1}}]}',
     b'{"candidates":[{"id":"i1","features":5,"features":{"price":1}}]}',
     b'{"candidates":[{"id":"i1","features":{"price":1e400},"features":{"price":1}}]}',
     b'{"candidates":{"ids":["i1"],"features":{"price":5},"features":{"price":[1]}}}',
@@ -447,7 +547,7 @@ def test_long_json_is_read_while_others_run(plan: FeaturePlan) -> None:
     rows, numbers = np.zeros((count, 2), np.int32), np.zeros((count, 4))
     raws = [b'{"stock":0.30000000000000004,"shop":"b","age":%d}' % n for n in range(count)]
 
-    assert kernels.read_candidates(raws, plan.raw._layout, rows, numbers)
+    assert kernels.read_candidates(brought_by(*raws), plan.raw._layout, rows, numbers)
 
     assert set(numbers[:, 1].tolist()) == {0.30000000000000004}
     assert rows[:, 1].tolist() == [3] * count
