@@ -23,7 +23,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 15 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 16 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -877,6 +877,94 @@ static PyObject *py_read_features(PyObject *self, PyObject *args)
     return told < 0 ? NULL : PyBool_FromLong(told);
 }
 
+#define LONGEST_WHOLE 24 /* bytes of a whole number of 64 bits as text */
+typedef char Digits[AHEAD][LONGEST_WHOLE]; /* of whole numbers that wait to be looked up as tokens */
+
+/* Seek a text, or a whole number as one; 0 if it is for others to tell, -1 if an error is set. */
+static int seek_token(const Ids *ids, PyObject *value, char *digits, Sought *sought)
+{
+    int overflow;
+    if (PyUnicode_CheckExact(value))
+        return seek_text(ids, value, sought) ? 1 : -1;
+    if (!PyLong_CheckExact(value))
+        return 0;
+    long long whole = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (overflow)
+        return 0;
+    seek(ids, digits, PyOS_snprintf(digits, LONGEST_WHOLE, "%lld", whole), sought);
+    return 1;
+}
+
+/* Lay a value that Python holds; as seek_token. */
+static int lay_value(Reader *reader, Feature *feature, PyObject *value, Digits digits)
+{
+    double number;
+    if (value == Py_None || feature->kind == PASSED)
+        return 1;
+    if (feature->kind == TOKEN) {
+        Py_ssize_t place = reader->waiting;
+        int sought = seek_token(&feature->known, value, digits[place], &reader->ahead[place]);
+        if (sought > 0)
+            wait_for(reader, feature, 0);
+        return sought;
+    }
+    if (PyFloat_CheckExact(value))
+        number = PyFloat_AS_DOUBLE(value);
+    else if (PyLong_CheckExact(value))
+        number = PyLong_AsDouble(value);
+    else
+        return 0;
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    if (!(fabs(number) <= FLT_MAX))
+        return 0;
+    reader->numbers[feature->place] = number;
+    return 1;
+}
+
+/* Lay the values of a dict, by name; other names are passed over. As seek_token. */
+static int lay_side(Reader *reader, const Layout *layout, PyObject *side)
+{
+    PyObject *name, *value;
+    Py_ssize_t at = 0;
+    Digits digits;
+    while (PyDict_Next(side, &at, &name, &value)) {
+        Sought sought;
+        if (!seek_text(&layout->names, name, &sought))
+            return -1;
+        int64_t row = sought.text ? row_of(&layout->names, &sought) : NO_ROW;
+        int laid = row == NO_ROW ? 1 : lay_value(reader, &layout->features[row], value, digits);
+        if (laid <= 0)
+            return laid;
+    }
+    look_up_waiting(reader);
+    return 1;
+}
+
+static PyObject *py_lay_side(PyObject *self, PyObject *args)
+{
+    PyObject *capsule, *side;
+    Py_buffer rows, numbers;
+    int laid = -1;
+    if (!PyArg_ParseTuple(args, "OO!w*w*", &capsule, &PyDict_Type, &side, &rows, &numbers))
+        return NULL;
+    const Layout *layout = PyCapsule_GetPointer(capsule, LAYOUT);
+    if (layout && has_room(&rows, 1, layout->width, sizeof(int32_t)) &&
+        has_room(&numbers, 1, layout->columns, sizeof(double))) {
+        Reader reader = {.rows = rows.buf, .width = layout->width, .numbers = numbers.buf,
+                         .columns = layout->columns, .candidates = 1};
+        laid = lay_side(&reader, layout, side);
+    } else if (layout)
+        PyErr_SetString(PyExc_ValueError, "expected room for one row");
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&numbers);
+    return laid < 0 ? NULL : PyBool_FromLong(laid);
+}
+
 /* (what is left of a body, where what was cut lies in it), or None if something is not closed. */
 static PyObject *py_cut_features(PyObject *self, PyObject *args)
 {
@@ -1169,6 +1257,7 @@ static PyMethodDef methods[] = {
     {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
     {"read_features", py_read_features, METH_VARARGS,
      "read_features(layout, body, spans, whole, candidates, rows, numbers)"},
+    {"lay_side", py_lay_side, METH_VARARGS, "lay_side(layout, values, rows, numbers)"},
     {"layout", py_layout, METH_VARARGS, "layout(names, places, width, columns)"},
     {"cut_features", py_cut_features, METH_VARARGS, "cut_features(body)"},
     {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},

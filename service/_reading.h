@@ -42,7 +42,7 @@ typedef struct {
     Py_ssize_t columns;
     Py_ssize_t candidates;
     Sought ahead[AHEAD]; /* tokens that wait to be looked up together */
-    Feature *of[AHEAD];
+    const Feature *of[AHEAD];
     Py_ssize_t candidate[AHEAD];
     Py_ssize_t waiting;
 } Reader;
@@ -59,15 +59,20 @@ static void look_up_waiting(Reader *reader)
     reader->waiting = 0;
 }
 
-static inline void look_up(Reader *reader, Feature *feature, Py_ssize_t candidate,
-                           const char *token, Py_ssize_t length)
+/* What is sought last is a token of this feature. */
+static inline void wait_for(Reader *reader, const Feature *feature, Py_ssize_t candidate)
 {
-    Py_ssize_t place = reader->waiting++;
-    seek(&feature->known, token, length, &reader->ahead[place]);
-    reader->of[place] = feature;
-    reader->candidate[place] = candidate;
+    reader->of[reader->waiting] = feature;
+    reader->candidate[reader->waiting++] = candidate;
     if (reader->waiting == AHEAD)
         look_up_waiting(reader);
+}
+
+static inline void look_up(Reader *reader, const Feature *feature, Py_ssize_t candidate,
+                           const char *token, Py_ssize_t length)
+{
+    seek(&feature->known, token, length, &reader->ahead[reader->waiting]);
+    wait_for(reader, feature, candidate);
 }
 
 /* ---- JSON: each reads what it is for and goes on behind it, or answers 0 ---- */

@@ -33,7 +33,8 @@ from model_store.packed_ids import PackedIds
 from service import kernels
 from service.errors import Fault, InvalidRequest, Warned, escape
 from service.item_ids import Index
-from service.kernels import TokenColumn
+from service.kernels import NumberColumn, TokenColumn
+from service.schemas import Features
 
 Array = NDArray[Any]
 Tensors = dict[InputName, Array]
@@ -120,11 +121,7 @@ class RequestNumbers:
                 expected = "a number within ±3.4e38, or null"
                 error = BadValue(spec.name, 0, value, expected)
                 raise refused(f"/{spec.side}/{escape(spec.name)}", error)
-        numbers = np.array(raw, dtype=np.float64)
-        out = np.empty((1, self._columns), dtype=np.float32)
-        for transform, at, _, mean, scale in self._groups:
-            out[0, at] = transformed(numbers[at], transform, mean, scale)
-        return out
+        return _transformed(np.array([raw], dtype=np.float64), self._groups)
 
 
 class ItemNumbers:
@@ -185,6 +182,69 @@ def _row_of_one(encoder: Encoder) -> Callable[[Any], int] | None:
     return None
 
 
+class RequestReader:
+    """Lays the request side by compiled loops, where all of it are plain numbers and known tokens.
+
+    Args:
+        encoders: of the request's features.
+        tokens: how those are laid that are found in a vocabulary.
+        widths: columns of each tensor.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        tokens: Mapping[str, TokenColumn],
+        widths: Mapping[str, int],
+    ) -> None:
+        specs = [encoder.spec for encoder in encoders]
+        self._groups = grouped(specs)
+        self._rows = np.zeros((1, widths.get("request_ids", 0)), np.int32)
+        self._numbers = np.zeros((1, widths.get("request_numeric", 0)), np.float64)
+        for encoder in encoders:
+            at = encoder.spec.start
+            if isinstance(encoder.spec.encoding, NumericEncoding):
+                self._numbers[0, at] = encoder.spec.encoding.default
+            else:
+                self._rows[0, at] = encoder.encode([None])[0, 0]
+        self._layouts = [
+            kernels.Layout(
+                _known([spec.name for spec in of_side]),
+                [tokens.get(spec.name, NumberColumn(spec.start)) for spec in of_side],
+                self._rows.shape[1],
+                self._numbers.shape[1],
+            )
+            for side in REQUEST_SIDES
+            for of_side in [[spec for spec in specs if spec.side == side]]
+        ]
+
+    def tensors(self, sides: Sequence[Features]) -> Tensors | None:
+        """One row each; None if a value is for the encoders to tell, or to refuse."""
+        rows, numbers = self._rows.copy(), self._numbers.copy()
+        for layout, values in zip(self._layouts, sides, strict=True):
+            if values and not kernels.lay_side(layout, values, rows, numbers):
+                return None
+        tensors: Tensors = {}
+        if numbers.size:
+            tensors["request_numeric"] = _transformed(numbers, self._groups)
+        if rows.size:
+            tensors["request_ids"] = rows
+        return tensors
+
+
+def _transformed(numbers: NDArray[np.float64], groups: Sequence[Group]) -> NDArray[np.float32]:
+    """(1, columns) of numbers as the graph takes them."""
+    out = np.empty(numbers.shape, np.float32)
+    for transform, at, _, mean, scale in groups:
+        out[0, at] = transformed(numbers[0, at], transform, mean, scale)
+    return out
+
+
+def _known(names: Sequence[str]) -> kernels.Known:
+    packed = PackedIds.of(names)
+    return kernels.Known(packed.text, packed.ends, *Index.of(packed))
+
+
 class FeaturePlan:
     """How the features of a bundle are filled, worked out once from its manifest."""
 
@@ -196,17 +256,14 @@ class FeaturePlan:
         self.item_features = frozenset(s.name for s in manifest.features if s.side == "item")
         kept = [encoders[spec.name] for spec in manifest.features if spec.name in encoders]
         self._request = self._request_tensors(kept)
+        self._reader = self._request_reader([e for e in kept if e.spec.side != "item"])
         self.item_encoders = {
             encoder.spec.name: encoder for encoder in kept if encoder.spec.side == "item"
         }
         self._numbers = ItemNumbers(
             e.spec for e in self.item_encoders.values() if isinstance(e, NumericEncoder)
         )
-        self._vocabularies = {
-            name: column
-            for name, encoder in self.item_encoders.items()
-            if encoder.spec.kind != "multi" and (column := _token_column(encoder)) is not None
-        }
+        self._vocabularies = _token_columns([*self.item_encoders.values()])
         # None where the encoders themselves are needed.
         self.raw = self._raw_reader() if kernels.COMPILED else None
         self.defaults = self._candidate_defaults()
@@ -220,6 +277,11 @@ class FeaturePlan:
         if "request_ids" in self.widths:
             tensors["request_ids"] = RequestRows(rows, self.widths["request_ids"])
         return tensors
+
+    def _request_reader(self, encoders: Sequence[Encoder]) -> RequestReader | None:
+        tokens = _token_columns(encoders)
+        plain = all(isinstance(e, NumericEncoder) or e.spec.name in tokens for e in encoders)
+        return RequestReader(encoders, tokens, self.widths) if kernels.COMPILED and plain else None
 
     def _raw_reader(self) -> "RawReader | None":
         if self.item_encoders.keys() != self._vocabularies.keys() | self._numbers.specs.keys():
@@ -254,12 +316,15 @@ class FeaturePlan:
             return None
         return np.fromiter(map(encoder.vocabulary.__contains__, ids), np.bool_, len(ids))
 
-    def request(self, user: Mapping[str, Any], context: Mapping[str, Any]) -> Tensors:
+    def request(self, user: Features, context: Features) -> Tensors:
         """The request side, one row a tensor.
 
         Raises:
             InvalidRequest: a value cannot be encoded.
         """
+        read = None if self._reader is None else self._reader.tensors((user, context))
+        if read is not None:
+            return read
         return {name: encoder.encode((user, context)) for name, encoder in self._request.items()}
 
     def overlay(
@@ -332,10 +397,8 @@ class RawReader:
         self._numbers = numbers
         places: dict[str, kernels.Place] = dict.fromkeys(names, ())
         places |= tokens
-        places |= {name: kernels.NumberColumn(at) for at, name in enumerate(numbers.names)}
-        packed = PackedIds.of(names)
-        known = kernels.Known(packed.text, packed.ends, *Index.of(packed))
-        self._layout = kernels.Layout(known, [*places.values()], width, len(numbers.names))
+        places |= {name: NumberColumn(at) for at, name in enumerate(numbers.names)}
+        self._layout = kernels.Layout(_known(names), [*places.values()], width, len(numbers.names))
 
     def lay(
         self, tensors: Tensors, brought: kernels.Brought, count: int, *, as_columns: bool
@@ -359,6 +422,15 @@ class RawReader:
         if numbers.size:
             self._numbers.lay(tensors["candidate_numeric"], self._numbers.names, numbers)
         return True
+
+
+def _token_columns(encoders: Sequence[Encoder]) -> dict[str, TokenColumn]:
+    """Of those that have one, and one value each."""
+    return {
+        encoder.spec.name: column
+        for encoder in encoders
+        if encoder.spec.kind != "multi" and (column := _token_column(encoder)) is not None
+    }
 
 
 def _token_column(encoder: Encoder) -> TokenColumn | None:

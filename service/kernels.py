@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 15  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 16  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -529,6 +529,31 @@ def read_columns(
 ) -> bool:
     """The same from one object that holds an array of n values for each feature."""
     return _read(brought, True, layout, rows, numbers)
+
+
+def lay_side(
+    layout: Layout,
+    values: dict[str, Any],
+    rows: NDArray[np.int32],
+    numbers: NDArray[np.float64],
+) -> bool:
+    """Write what one side of a request brings, by name; null and other names leave what is there.
+
+    Args:
+        layout: of the tensors.
+        values: a name each.
+        rows: (1, width) rows of tokens, 0 for those that are not known.
+        numbers: (1, columns).
+
+    Returns:
+        Whether tokens are texts or whole numbers, and numbers within float32; if not, or where
+        loops are not compiled, some may be written.
+    """
+    if not COMPILED:
+        return False
+    _check_laid(rows, np.dtype(np.int32))
+    _check_laid(numbers, np.dtype(np.float64))
+    return _kernels.lay_side(layout.compiled, values, rows, numbers)
 
 
 def _read(

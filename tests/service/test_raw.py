@@ -24,7 +24,7 @@ from model_store.store import Store
 from service import kernels, schemas
 from service.candidates import NO_LIMITS, ItemFeatures, read_candidates, read_raw
 from service.errors import ServiceError
-from service.features import FeaturePlan, Tensors
+from service.features import FeaturePlan, Tensors, _known
 from service.item_ids import Index
 from service.kernels import Brought
 from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
@@ -428,6 +428,114 @@ def test_a_layout_checks_its_places(plan: FeaturePlan) -> None:
         make((*names[:3], np.zeros(1, np.uint32)), ((),), 2, 4)
     with pytest.raises(TypeError):
         kernels.Layout(names._replace(ends=packed.ends.astype(np.int64)), [()], 2, 4)
+
+
+def of(spec: FeatureSpec, side: str) -> FeatureSpec:
+    """The same feature of the request."""
+    tensor = spec.tensor and spec.tensor.replace("candidate", "request")
+    return spec.model_copy(update={"side": side, "tensor": tensor})
+
+
+STANDARD = NumericEncoding(transform="standardize", mean=3.0, scale=0.7, default=2.0)
+SIDES = (
+    of(token("city", 0), "user"),
+    of(token("plan", 1), "user"),
+    of(token("forgotten", None), "user"),
+    of(token("page", 2), "context"),
+    of(number("age", 0, STANDARD), "user"),
+    of(number("hour", 1, NumericEncoding()), "context"),
+    of(number("visits", 2, NumericEncoding(transform="log1p")), "user"),
+)
+
+
+@pytest.fixture(scope="module")
+def asked(bundles: Path) -> FeaturePlan:
+    """Of a request side of tokens and numbers, and a pruned feature."""
+    inputs = (
+        TensorSpec(name="request_numeric", dtype="float32", shape=("R", 3)),
+        TensorSpec(name="request_ids", dtype="int32", shape=("R", 3)),
+    )
+    manifest = open_bundle(bundles / "one").manifest
+    changed = manifest.model_copy(update={"features": SIDES, "inputs": inputs, "item_id": None})
+    return FeaturePlan(changed, {s.name: make_encoder(s, TOKENS) for s in SIDES if s.tensor})
+
+
+def side_of(*names: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Values that are right, as a rule."""
+    values = st.one_of(plain, st.sampled_from(TOKENS), st.integers(-9, 9), st.floats(-9, 9))
+    return st.dictionaries(st.sampled_from([*names, "unknown", "\ud800"]), values, max_size=5)
+
+
+@settings(max_examples=500)
+@given(side_of("city", "plan", "age", "visits", "forgotten"), side_of("page", "hour", "city"))
+@example({"city": -3, "plan": 7}, {"page": 12345678})
+@example({"city": 2**63, "age": 10**400}, {})
+@example({"city": True, "plan": 7.0}, {"hour": True})
+@example({"age": 3.5e38}, {})
+@example({"age": 2**127, "visits": -1}, {"hour": 10**30})
+@example({"city": "\ud800"}, {"\ud800": 1})
+def test_a_request_side_is_laid_as_its_encoders_do(
+    asked: FeaturePlan, user: dict[str, Any], context: dict[str, Any]
+) -> None:
+    """To the bit; what they refuse is refused in their words."""
+    found, expected = [], []
+    for told in (found, expected):
+        with pytest.MonkeyPatch.context() as patch:
+            if told is expected:
+                patch.setattr(asked, "_reader", None)
+            try:
+                tensors = asked.request(user, context)
+                told += [(name, t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()]
+            except ServiceError as error:
+                told += [str(error), error.faults]
+
+    assert sorted(map(repr, found)) == sorted(map(repr, expected))
+
+
+def test_a_request_side_of_plain_values_needs_no_encoder(asked: FeaturePlan) -> None:
+    """Texts, whole numbers, numbers, nulls and what the bundle does not know."""
+    reader = asked._reader
+    assert reader is not None
+
+    for user in ({"city": "a", "plan": 7, "age": 3, "visits": 2.5, "x": []}, {"city": None}, {}):
+        assert reader.tensors((user, {"page": "é", "hour": 5})) is not None
+    assert reader.tensors(({"city": 7.0}, {})) is None
+    assert reader.tensors(({"city": ["a"]}, {})) is None
+    assert reader.tensors(({"age": "3"}, {})) is None
+
+
+def test_a_side_is_laid_where_there_is_room(asked: FeaturePlan) -> None:
+    """No memory is written that is not there."""
+    reader = asked._reader
+    assert reader is not None
+    lay, layout = kernels._kernels.lay_side, reader._layouts[0].compiled
+    rows, numbers = np.zeros((1, 3), np.int32), np.zeros((1, 3))
+    for wrong in (
+        (rows[:, :2].copy(), numbers),
+        (rows, numbers[:0]),
+        (np.zeros((2, 3), np.int32), numbers),
+    ):
+        with pytest.raises(ValueError, match="room for one row"):
+            lay(layout, {}, *wrong)
+    with pytest.raises(TypeError, match="expected texts"):
+        lay(layout, {1: "a"}, rows, numbers)
+    with pytest.raises(TypeError):
+        lay(layout, [], rows, numbers)
+
+
+def test_more_tokens_are_laid_than_wait_at_once() -> None:
+    """And none where loops are not compiled."""
+    many, names = 99, [f"city{n}" for n in range(99)]
+    places = [kernels.TokenColumn(*_known(["-7"]), start=2, column=n) for n in range(many)]
+    layout = kernels.Layout(_known(names), places, many, 0)
+    rows, numbers = np.zeros((1, many), np.int32), np.zeros((1, 0))
+
+    assert kernels.lay_side(layout, dict.fromkeys(names, -7), rows, numbers)
+
+    assert rows.tolist() == [[2] * many]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "COMPILED", False)
+        assert not kernels.lay_side(layout, {}, rows, numbers)
 
 
 CUT = [
