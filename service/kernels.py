@@ -48,6 +48,8 @@ MOST_BOOKS: Final = 256  # so many bytes add up to no more than 16 bits hold
 TOP: Final = 255  # the largest byte
 NO_ROW: Final = np.iinfo(np.int64).max
 FREE: Final = np.iinfo(np.uint32).max
+FEW: Final = 1 << 16  # ids, for which memory matters little
+ROOMY: Final = 6  # slots for each of them
 LAID_AT_ONCE: Final = 4096  # tokens: some 150 us
 # As types, which compare faster than what numpy makes types of.
 FLOAT32: Final = np.dtype(np.float32)
@@ -351,7 +353,7 @@ def out_of_blocks(blocks: Blocks, rows: Rows, books: int) -> NDArray[np.uint8]:
 
 
 def index_ids(text: Blob, ends: NDArray[np.uint32], key: bytes) -> Slots:
-    """Slots that find ids, six bytes an id.
+    """Slots that find ids: six bytes an id, 24 where they are few, such as those of a vocabulary.
 
     A slot is `FREE`, or holds a row, at its id's hash or after, and what of that there is room for.
 
@@ -363,8 +365,9 @@ def index_ids(text: Blob, ends: NDArray[np.uint32], key: bytes) -> Slots:
     Raises:
         ValueError: an id lies outside of the text, or appears twice.
     """
-    # A third of the slots stays free, so that few of them are looked at.
-    slots = np.full(len(ends) + len(ends) // 2, FREE, np.uint32)
+    # Some slots stay free, so that few are looked at: how many it will be, processors guess wrong.
+    places = ROOMY * len(ends) if len(ends) <= FEW else len(ends) + len(ends) // 2
+    slots = np.full(places, FREE, np.uint32)
     _check_ids(ends, slots)
     _kernels.index_ids(text, ends, key, slots)
     return slots
