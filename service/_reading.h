@@ -10,6 +10,11 @@
 #include <float.h>
 #include <math.h>
 
+#if defined(__GNUC__) && defined(__SSE2__)
+#include <emmintrin.h>
+#define HAS_SSE2 1
+#endif
+
 #define UNKNOWN_TOKEN 0    /* the row of all that a vocabulary does not hold */
 #define LONGEST_NUMBER 40  /* characters: none so short is out of the parser's range */
 #define WHOLE_DOUBLE 15    /* digits that any double holds */
@@ -148,12 +153,25 @@ static inline int is_of_text(char sign)
     return sign != '"' && sign != '\\' && (unsigned char)sign >= ' ';
 }
 
-/* A text without escapes, which is what lies between its quotes: looked through by eight. */
-static int read_text(Text *text, Text *found)
+/* A text without escapes, which is what lies between its quotes: looked through by many at once. */
+static inline int read_text(Text *text, Text *found)
 {
     if (!read_sign(text, '"'))
         return 0;
     const char *at = text->at, *end = text->end;
+#ifdef HAS_SSE2
+    const __m128i quote = _mm_set1_epi8('"'), escape = _mm_set1_epi8('\\'), last = _mm_set1_epi8(31);
+    for (; end - at >= 16; at += 16) {
+        __m128i some = _mm_loadu_si128((const __m128i *)at);
+        __m128i ends = _mm_or_si128(_mm_cmpeq_epi8(some, quote), _mm_cmpeq_epi8(some, escape));
+        ends = _mm_or_si128(ends, _mm_cmpeq_epi8(_mm_max_epu8(some, last), last)); /* below 32 */
+        int marks = _mm_movemask_epi8(ends);
+        if (marks) {
+            at += __builtin_ctz((unsigned)marks);
+            break;
+        }
+    }
+#endif
     for (; end - at >= 8; at += 8) {
         uint64_t word = little_endian(at, 8);
         if (marked(word, '"') | marked(word, '\\') | below(word, ' '))
@@ -220,38 +238,55 @@ static int as_python_reads(Text number, double *value)
     return !wrong && isfinite(*value);
 }
 
+/* Add digits to a number; how many there were, and of those how many count. */
+static inline Py_ssize_t add_digits(Text *text, uint64_t *number, int *counting)
+{
+    const char *at = text->at;
+    for (; at < text->end && is_digit(*at) && *counting <= WHOLE_DOUBLE; at++) {
+        *number = *number * 10 + (uint64_t)(*at - '0');
+        *counting += *number > 0;
+    }
+    Py_ssize_t passed = at - text->at;
+    text->at = at;
+    return passed;
+}
+
 /* Up to 15 digits and a power of ten up to 22 are exact doubles, and so one quotient rounds as it
  * should (Clinger, PLDI 1990), where doubles are computed as such. 0 if this number is none. */
-static int is_exact(Text number, double *value)
+static inline int read_exact(Text *text, double *value)
 {
     static const double powers[EXACT_POWER + 1] = {
         1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
         1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-    int negative = *number.at == '-', digits = 0, behind = 0, point = 0;
+    Text rest = *text;
+    int negative = next_of(&rest) == '-', point = 0, digits = 0;
     uint64_t mantissa = 0;
-    for (number.at += negative; number.at < number.end; number.at++) {
-        if (*number.at == '.') {
-            point = 1;
-            continue;
-        }
-        if (!is_digit(*number.at) || digits == WHOLE_DOUBLE)
-            return 0;
-        mantissa = mantissa * 10 + (uint64_t)(*number.at - '0');
-        digits += mantissa > 0;
-        behind += point;
+    Py_ssize_t behind = 0;
+    rest.at += negative;
+    char first = next_of(&rest);
+    Py_ssize_t whole = add_digits(&rest, &mantissa, &digits);
+    if (whole == 0 || (first == '0' && whole > 1))
+        return 0;
+    if (next_of(&rest) == '.') {
+        rest.at++;
+        point = 1;
+        behind = add_digits(&rest, &mantissa, &digits);
     }
-    if (behind > EXACT_POWER || FLT_EVAL_METHOD != 0)
+    if (behind < point || behind > EXACT_POWER || digits > WHOLE_DOUBLE ||
+        is_of_fraction(next_of(&rest)) || FLT_EVAL_METHOD != 0)
         return 0;
     *value = (double)mantissa / powers[behind];
     if (negative && (mantissa || point)) /* -0 is a whole number, and these know one zero */
         *value = -*value;
+    text->at = rest.at;
     return 1;
 }
 
-/* A number as Python reads it; 0 if it is out of range. */
-static int to_double(Text number, double *value)
+/* A number as Python reads it; 0 if it is none, or out of range. */
+static inline int read_double(Text *text, double *value)
 {
-    return is_exact(number, value) || as_python_reads(number, value);
+    Text number;
+    return read_exact(text, value) || (read_number(text, &number) && as_python_reads(number, value));
 }
 
 static int pass_value(Text *text, int depth)
@@ -264,7 +299,7 @@ static int pass_value(Text *text, int depth)
         return 1;
     if (!read_sign(text, '[')) {
         double value;
-        return read_number(text, &found) && to_double(found, &value);
+        return read_double(text, &value);
     }
     if (read_sign(text, ']'))
         return 1;
@@ -302,9 +337,8 @@ static int read_value(Reader *reader, Feature *feature, Py_ssize_t candidate, Te
         return 1;
     if (feature->kind == TOKEN)
         return read_token(reader, feature, candidate, text);
-    Text number;
     double value;
-    if (!read_number(text, &number) || !to_double(number, &value) || fabs(value) > FLT_MAX)
+    if (!read_double(text, &value) || fabs(value) > FLT_MAX)
         return 0;
     reader->numbers[candidate * reader->columns + feature->place] = value;
     return 1;

@@ -108,7 +108,7 @@ def test_some_ids_are_decoded_one_by_one() -> None:
 @pytest.mark.skipif(not kernels.COMPILED, reason="no compiled loops")
 @pytest.mark.parametrize(("count", "each"), [(kernels.FEW + 1, 10), (kernels.FEW - 1, 28)])
 def test_ids_take_ten_bytes_each_beyond_their_own(count: int, each: int) -> None:
-    """Where they end, and slots, more of which stay free where ids are few; nothing else is kept."""
+    """Where they end, and slots, more of them where ids are few; nothing else is kept."""
     ids = ItemIds.of([f"item-{row}" for row in range(count)])
     assert ids.index is not None
     kept = ids.packed.ends.nbytes + ids.index.slots.nbytes
