@@ -16,6 +16,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from loadtest.server import pinned
+
+SECONDS: Final = 3.0
 STEPS: Final = 10_000
 SLOW: Final = 2.0  # times the median
 UNEVEN: Final = 0.01  # of the time: as much as decides a 99th percentile
@@ -67,16 +70,10 @@ def of(taken: list[float]) -> Pace:
     return Pace(len(taken), float(beyond.sum() / seconds.sum()), float(seconds.max()) * 1e3)
 
 
-def on_core(core: int, seconds: float) -> Pace:
+def on_core(core: int, seconds: float = SECONDS) -> Pace:
     """`measure` on a core; afterwards the process runs where it did before."""
-    if not hasattr(os, "sched_setaffinity"):
+    with pinned(frozenset({core})):
         return measure(seconds)
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        return measure(seconds)
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def main() -> int:

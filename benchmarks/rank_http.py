@@ -35,7 +35,6 @@ from model_store.errors import StoreError
 from model_store.store import open_store
 
 BODIES: Final = 512
-PACE_S: Final = 3.0
 # Twice as many as the service remembers, so that it knows none; and as few as pages at one time.
 SESSIONS: Final = {"ids": BODIES, "ids, session known": 32}
 NULL: Final = Peer(
@@ -274,9 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             first = next(case.rows[0] for case in some if case.rows)
             paths = {MODELS: str(folder / "models.json")}
             servers[STOCK] = start(STOCK, paths, first, folder, stack)
-        before = pace.on_core(0, PACE_S)
+        before = pace.on_core(0)
         windows = measure(servers, some, options.connections, options.rounds, options.seconds)
-        after = pace.on_core(0, PACE_S)
+        after = pace.on_core(0)
     print(table(windows), *columns_to_rows(windows), sep="\n")
     tell(f"the server's core: before, {before}; after, {after}")
     for note in report.remarks(report.rows(windows)):

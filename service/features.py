@@ -208,15 +208,16 @@ class RequestReader:
             else:
                 self._rows[0, at] = encoder.encode([None])[0, 0]
         self._layouts = [
-            kernels.Layout(
-                _known([spec.name for spec in of_side]),
-                [tokens.get(spec.name, NumberColumn(spec.start)) for spec in of_side],
-                self._rows.shape[1],
-                self._numbers.shape[1],
-            )
+            self._layout({spec.name: spec for spec in specs if spec.side == side}, tokens)
             for side in REQUEST_SIDES
-            for of_side in [[spec for spec in specs if spec.side == side]]
         ]
+
+    def _layout(
+        self, specs: Mapping[str, FeatureSpec], tokens: Mapping[str, TokenColumn]
+    ) -> kernels.Layout:
+        places = [tokens.get(name, NumberColumn(spec.start)) for name, spec in specs.items()]
+        width, columns = self._rows.shape[1], self._numbers.shape[1]
+        return kernels.Layout(_known([*specs]), places, width, columns)
 
     def tensors(self, sides: Sequence[Features]) -> Tensors | None:
         """One row each; None if a value is for the encoders to tell, or to refuse."""

@@ -38,7 +38,6 @@ from model_store.errors import StoreError
 from service.kernels import COMPILED, WHY_NOT
 
 NONE: Final = "none"
-PACE_S: Final = 3.0
 PLOTTED: Final = 8  # connections, if they were asked for
 PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
 
@@ -152,9 +151,9 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     gc.freeze()  # no collection of what lives now in the middle of a window
     servers = {SLIMRANK: Path(sys.executable)}
     servers |= {peer: pythons[peer.name] for peer in PEERS if peer.name in pythons}
-    paces = [pace.on_core(options.cores[0], PACE_S)]
+    paces = [pace.on_core(options.cores[0])]
     seen = measure(bench, servers)
-    paces.append(pace.on_core(options.cores[0], PACE_S))
+    paces.append(pace.on_core(options.cores[0]))
     seen = replace(seen, failed={**failed, **seen.failed}, paces=paces)
     compared = write(bench, seen, time.monotonic() - started)
     return bool(compared) or not seen.failed
