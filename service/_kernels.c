@@ -899,6 +899,7 @@ static int seek_token(const Ids *ids, PyObject *value, char *digits, Sought *sou
 static int lay_value(Reader *reader, Feature *feature, PyObject *value, Digits digits)
 {
     double number;
+    int overflow = 0;
     if (value == Py_None || feature->kind == PASSED)
         return 1;
     if (feature->kind == TOKEN) {
@@ -911,16 +912,10 @@ static int lay_value(Reader *reader, Feature *feature, PyObject *value, Digits d
     if (PyFloat_CheckExact(value))
         number = PyFloat_AS_DOUBLE(value);
     else if (PyLong_CheckExact(value))
-        number = PyLong_AsDouble(value);
+        number = (double)PyLong_AsLongLongAndOverflow(value, &overflow);
     else
         return 0;
-    if (PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
-            return -1;
-        PyErr_Clear();
-        return 0;
-    }
-    if (!(fabs(number) <= FLT_MAX))
+    if (overflow || !(fabs(number) <= FLT_MAX))
         return 0;
     reader->numbers[feature->place] = number;
     return 1;
@@ -956,7 +951,7 @@ static PyObject *py_lay_side(PyObject *self, PyObject *args)
     if (layout && has_room(&rows, 1, layout->width, sizeof(int32_t)) &&
         has_room(&numbers, 1, layout->columns, sizeof(double))) {
         Reader reader = {.rows = rows.buf, .width = layout->width, .numbers = numbers.buf,
-                         .columns = layout->columns, .candidates = 1};
+                         .columns = layout->columns};
         laid = lay_side(&reader, layout, side);
     } else if (layout)
         PyErr_SetString(PyExc_ValueError, "expected room for one row");

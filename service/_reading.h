@@ -39,7 +39,6 @@ typedef struct {
 
 typedef struct {
     Feature *features;
-    Py_ssize_t count;
     Py_ssize_t first; /* the feature that comes first, as far as that is known */
     int32_t *rows; /* [candidates][width] */
     Py_ssize_t width;
@@ -88,8 +87,8 @@ static inline char next_of(const Text *text)
     return text->at < text->end ? *text->at : 0;
 }
 
-/* Here and below a pointer of its own goes through the text: that of a Text would be written with
- * each character, since any could be a part of it. */
+/* Here and below a local pointer goes through the text: characters may alias a Text, whose own
+ * pointer would be stored and loaded with each of them. */
 static inline void pass_space(Text *text)
 {
     const char *at = text->at;
@@ -132,6 +131,7 @@ static inline int read_word(Text *text, const char *word)
     return 1;
 }
 
+#ifndef HAS_SSE2
 #define EACH_BYTE 0x0101010101010101u
 
 /* Marks, in the highest bit of each byte, the first byte of a word that is below a limit of at most
@@ -146,6 +146,7 @@ static inline uint64_t marked(uint64_t word, char sign)
 {
     return below(word ^ EACH_BYTE * (uint64_t)sign, 1);
 }
+#endif
 
 /* Whether a text goes on with this: no quote, no escape, nothing below a space. */
 static inline int is_of_text(char sign)
@@ -171,12 +172,13 @@ static inline int read_text(Text *text, Text *found)
             break;
         }
     }
-#endif
+#else
     for (; end - at >= 8; at += 8) {
         uint64_t word = little_endian(at, 8);
         if (marked(word, '"') | marked(word, '\\') | below(word, ' '))
             break;
     }
+#endif
     while (at < end && is_of_text(*at))
         at++;
     if (at == end || *at != '"')
@@ -439,8 +441,8 @@ static void keep(Cut *cut, const char *from, const char *to)
 }
 
 /* Cut what stands behind "features" and a colon, up to the first bracket that closes: all of it,
- * where no value has such a bracket. A body without escapes is passed from text to text. Whether
- * all that opens is closed. */
+ * where no value has such a bracket. A body without escapes is passed from text to text. 0 if a quote,
+ * or an object to be cut, is not closed. */
 static int cut_features(const char *body, const char *end, Cut *cut)
 {
     const char *at = body, *kept = body, *close;

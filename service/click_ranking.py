@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from model_store.arrays import Rows
 from model_store.bundle import Bundle
@@ -258,10 +259,17 @@ class ClickRanking(Ranking):
 
 def _explained(spec: FeatureSpec, brought: Any, stored: Any) -> dict[str, Any]:
     if brought is not None:
-        return {"value": brought, "source": "request"}
+        return {"value": _as_sent(brought), "source": "request"}
     if stored is not None:
         return {"value": stored, "source": "store"}
     return {"value": spec.encoding.default, "source": "default"}
+
+
+def _as_sent(value: Any) -> Any:
+    """A value as JSON has it: orjson writes no whole number beyond 64 bits."""
+    if type(value) is int and not -(2**63) <= value < 2**64:
+        return orjson.Fragment(str(value))
+    return [_as_sent(each) for each in value] if type(value) is list else value
 
 
 def read_table(bundle: Bundle, ids: ItemIds) -> ItemTable:

@@ -366,7 +366,7 @@ def index_ids(text: Blob, ends: NDArray[np.uint32], key: bytes) -> Slots:
         ValueError: an id lies outside of the text, or appears twice.
     """
     # Some slots stay free, so that few are looked at: how many it will be, processors guess wrong.
-    places = ROOMY * len(ends) if len(ends) <= FEW else len(ends) + len(ends) // 2
+    places = ROOMY * len(ends) if len(ends) - 1 <= FEW else len(ends) + len(ends) // 2
     slots = np.full(places, FREE, np.uint32)
     _check_ids(ends, slots)
     _kernels.index_ids(text, ends, key, slots)
@@ -549,8 +549,8 @@ def lay_side(
         numbers: (1, columns).
 
     Returns:
-        Whether tokens are texts or whole numbers, and numbers within float32; if not, or where
-        loops are not compiled, some may be written.
+        Whether tokens are texts, or whole numbers as numbers may be: of 64 bits; and others within
+        float32. If not, or where loops are not compiled, some may be written.
     """
     if not COMPILED:
         return False

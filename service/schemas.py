@@ -209,10 +209,11 @@ def parse_rank_raw(body: bytes | bytearray) -> RankRequest | RawRankRequest | No
     says what is wrong. Of what is left as it came, nothing is known but where it lies.
 
     Returns:
-        None where the body is to be parsed whole at once: since nothing is gained (it is short),
-        since it is not all ASCII without escapes, or since something is wrong with it.
+        None where the body is to be parsed whole at once: since nothing is gained (it is short, or
+        brings no features), since it is not all ASCII without escapes, or since something is wrong
+        with it.
     """
-    if len(body) < RAW_FROM or not body.isascii() or b"\\" in body:
+    if len(body) < RAW_FROM or FEATURES not in body or not body.isascii() or b"\\" in body:
         return None
     cut = kernels.cut_features(body)
     if cut is None:

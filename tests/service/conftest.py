@@ -99,6 +99,15 @@ FLAT_FEATURES = (
         for start, name in enumerate(("genre", "mood"), start=1)
     ),
 )  # fmt: skip
+# The same without a bucket on the request side.
+PLAIN_FEATURES = (
+    *(spec for spec in FLAT_FEATURES if spec.name != "decade"),
+    FeatureSpec(
+        name="decade", kind="categorical", side="context", column="decade",
+        encoding=VocabularyEncoding(file="vocab/occupation.json", rows=4),
+        tensor="request_ids", start=1,
+    ),
+)  # fmt: skip
 VOCABULARIES = {"occupation": OCCUPATIONS, "item_id": ITEMS, "genres": GENRES}
 
 
@@ -287,13 +296,14 @@ def anyio_backend() -> str:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sealed bundles, by name: one, two, off (its golden scores are wrong), bare (no catalogue).
 
-    flat has no feature whose values are lists.
+    flat has no feature whose values are lists, and plain no bucket of the request besides.
     """
     root = tmp_path_factory.mktemp("bundles")
     write_bundle(root / "one")
     write_bundle(root / "two", bias=1.0)
     write_bundle(root / "off", bias=2.0, golden_shift=0.5)
     write_bundle(root / "flat", name="flat", features=FLAT_FEATURES, values=False)
+    write_bundle(root / "plain", name="plain", features=PLAIN_FEATURES, values=False)
     write_bundle(root / "bare", name="bare", catalogue=False, values=False)
     return root
 

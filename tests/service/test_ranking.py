@@ -351,6 +351,24 @@ async def test_explain_tells_each_value_and_its_source(serve: Serve) -> None:
     }
 
 
+async def test_explain_tells_numbers_as_they_came(serve: Serve) -> None:
+    """Those beyond 64 bits, too, in a list as well."""
+    wide = 2**70 + 1
+    body = {
+        "candidates": [{"id": "i1", "features": {"genres": [wide, "drama"]}}],
+        "context": {"hour": -wide},
+        "explain": "features",
+    }
+
+    async with serve() as client:
+        reply = await client.post("/rank", json=body)
+
+    assert reply.status_code == 200
+    told = reply.json()
+    assert told["request_features"]["hour"]["value"] == -wide
+    assert told["items"][0]["features"]["genres"]["value"] == [wide, "drama"]
+
+
 async def test_explain_in_columns_stands_beside_the_ids(serve: Serve) -> None:
     """features[i] belongs to ids[i]."""
     async with serve() as client:

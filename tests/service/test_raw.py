@@ -1,7 +1,10 @@
 """Features read from JSON as it came: what is laid is what parser and encoders would have laid."""
 
+import itertools
 import json
 import re
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from model_store.store import Store
 from service import kernels, schemas
 from service.candidates import NO_LIMITS, ItemFeatures, read_candidates, read_raw
 from service.errors import ServiceError
-from service.features import FeaturePlan, Tensors, _known
+from service.features import LARGEST, FeaturePlan, RawReader, Tensors, _known
 from service.item_ids import Index
 from service.kernels import Brought
 from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
@@ -35,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here"),
 ]
 
-TOKENS = ["a", "b", "7", "-3", "true", "12345678", "longer than eight", "", "é"]
+TOKENS = ["a", "b", "7", "-3", "-1", "true", "12345678", "longer than eight", "", "é"]
 IDS = ["i1", "i2", "i3"]
 
 
@@ -276,6 +279,7 @@ def _parsed(body: bytes) -> RankRequest | RawRankRequest | None:
 @example("0.00000000000000000000000001234")
 @example("9007199254740993")
 @example("1234567890.1234567")
+@example("-1234567890123456789.12345678901234567890e-10")
 def test_numbers_are_those_of_python(plan: FeaturePlan, literal: str) -> None:
     """To the bit, by the fast way and the slow one; out of range they are left."""
     value = float(literal) if re.search(r"[.eE]", literal) else float(int(literal))
@@ -357,6 +361,9 @@ bits = st.sampled_from(
 @example('{"shop":"a\n"}', False)
 @example('{"shop":null1}', False)
 @example('{"shop":"\x1f1234567"}', False)
+@example('{"shop":"1234567890123\x1f4567890"}', False)
+@example("{}}", False)
+@example("{}1", True)
 @example('{"shop":[null}', True)
 @example("null", False)
 def test_what_is_read_is_json(plan: FeaturePlan, text: str, as_columns: bool) -> None:
@@ -469,7 +476,10 @@ def side_of(*names: str) -> st.SearchStrategy[dict[str, Any]]:
 @settings(max_examples=500)
 @given(side_of("city", "plan", "age", "visits", "forgotten"), side_of("page", "hour", "city"))
 @example({"city": -3, "plan": 7}, {"page": 12345678})
-@example({"city": 2**63, "age": 10**400}, {})
+@example({"city": 2**63}, {})
+@example({"age": 10**400}, {})
+@example({"age": int(LARGEST) + 1}, {})
+@example({"age": -int(LARGEST) - 1}, {})
 @example({"city": True, "plan": 7.0}, {"hour": True})
 @example({"age": 3.5e38}, {})
 @example({"age": 2**127, "visits": -1}, {"hour": 10**30})
@@ -571,7 +581,16 @@ def test_what_is_not_closed_is_not_cut(body: str) -> None:
     assert kernels.cut_features(body.encode()) is None
 
 
+MOST_READ = 9
+PRICED = [{"id": "i1", "features": {"price": 9}}]
 BODIES: list[dict[str, Any]] = [
+    {"candidates": PRICED, "user": {"age": 24, "occupation": "doctor"}, "context": {"hour": 3.5}},
+    {
+        "candidates": PRICED,
+        "user": {"occupation": 7},
+        "context": {"decade": "doctor", "hour": 1995},
+    },
+    {"candidates": PRICED, "user": {"age": 10**39}, "context": {"decade": 1995}},
     {"candidates": [{"id": "i1", "features": {"price": 9, "genre": "drama"}}, {"id": "i2"}]},
     {"candidates": [{"id": i, "features": {"price": 2.5, "year": 7}} for i in IDS], "top_k": 2},
     {"candidates": [{"id": "i1", "features": None}, {"id": "new", "features": {"mood": "horror"}}]},
@@ -600,7 +619,7 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
-TWICE = [
+WRONG = [  # most of them: JSON that is none, what is hidden or stands elsewhere
     b'{"candidates":[{"id":"i1","features":{"price":01}}]}',
     b'{"candidates":[{"id":"i1","features":{"price":1}1}]}',
     b'{"candidates":[{"id":"i1","features":{"price":1}.5}]}',
@@ -624,20 +643,28 @@ TWICE = [
 ]
 
 
-@pytest.fixture
-def flat(store: Store, bundles: Path) -> tuple[str, ...]:
-    """What serves a bundle that has no lists."""
-    store.publish(bundles / "flat", "flat")
-    return ("flat@1",)
+@pytest.fixture(params=["flat", "plain"])
+def readable(store: Store, bundles: Path, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What serves a bundle whose item features, or all features, loops can read."""
+    store.publish(bundles / request.param, request.param)
+    return (f"{request.param}@1",)
 
 
 @pytest.mark.parametrize("inline_us", [0, 1e9], ids=["on a thread", "inline"])
 async def test_answers_are_the_same_bytes(
-    serve: Serve, flat: tuple[str, ...], inline_us: float, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, readable: tuple[str, ...], inline_us: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of rankings and refusals, whether features were read as they came or parsed."""
-    async with serve(models=flat, max_candidates=10, inline_us=inline_us) as client:
-        for body in (*(json.dumps(each).encode() for each in BODIES), *TWICE):
+    laid = list[bool]()
+    lay = RawReader.lay
+
+    def counting(*args: Any, **given: Any) -> bool:
+        laid.append(lay(*args, **given))
+        return laid[-1]
+
+    monkeypatch.setattr(RawReader, "lay", counting)
+    async with serve(models=readable, max_candidates=10, inline_us=inline_us) as client:
+        for body in (*(json.dumps(each).encode() for each in BODIES), *WRONG):
             answers = []
             for start in (0, 2**62):
                 monkeypatch.setattr(schemas, "RAW_FROM", start)
@@ -646,10 +673,38 @@ async def test_answers_are_the_same_bytes(
                 answers.append((reply.status_code, reply.headers["content-type"], timed))
 
             assert answers[0] == answers[1], body
+    assert laid.count(True) >= MOST_READ
+    assert laid.count(False) > 1
 
 
 def test_long_json_is_read_while_others_run(plan: FeaturePlan) -> None:
-    """Without the GIL, numbers that Python has to read included."""
+    """Without the GIL."""
+    assert plan.raw is not None
+    brought = brought_by(*[b'{"stock":1,"shop":"b"}'] * 200_000)
+    rows, numbers = np.zeros((200_000, 2), np.int32), np.zeros((200_000, 4))
+    steps, over, begun = itertools.count(), threading.Event(), threading.Event()
+
+    def others() -> None:
+        while not over.is_set():
+            next(steps)
+            begun.set()
+
+    other, interval = threading.Thread(target=others), sys.getswitchinterval()
+    sys.setswitchinterval(0.1)  # only who lets the GIL go loses it sooner
+    try:
+        other.start()
+        begun.wait()
+        before = next(steps)
+        assert kernels.read_candidates(brought, plan.raw._layout, rows, numbers)
+        assert next(steps) > before + 1
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        other.join()
+
+
+def test_numbers_that_python_has_to_read_are_read_without_the_gil(plan: FeaturePlan) -> None:
+    """It is taken for each of them."""
     assert plan.raw is not None
     count = 4000
     rows, numbers = np.zeros((count, 2), np.int32), np.zeros((count, 4))
