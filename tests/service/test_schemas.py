@@ -6,9 +6,10 @@ import pytest
 from service import schemas
 from service.errors import ServiceError
 from service.schemas import (
+    CandidateColumns,
+    CandidateRow,
     RankRequest,
     RawRankRequest,
-    RawRow,
     parse_rank,
     parse_rank_in_steps,
     parse_rank_raw,
@@ -79,46 +80,56 @@ def test_what_is_parsed_in_part_is_what_the_whole_has(
     if not isinstance(part, RawRankRequest):
         assert part is None or part == whole
         return
-    raw = part.candidates
-    given = raw if isinstance(raw, list) else raw.ids
-    assert not isinstance(raw, list) or any(isinstance(each, RawRow) for each in raw)
     if isinstance(whole, RankRequest):
-        candidates = whole.candidates
-        theirs = candidates if isinstance(candidates, list) else candidates.ids
-        assert [getattr(each, "id", each) for each in given] == [
-            getattr(each, "id", each) for each in theirs
-        ]
-        own = msgspec.structs.asdict(part) | {"candidates": candidates}
-        assert own == msgspec.structs.asdict(whole)
+        assert _put_together(part) == whole
+
+
+def _put_together(part: RawRankRequest) -> RankRequest:
+    """The request with what was cut out of it."""
+    objects = [bytes(part.brought.body[start:end]) for start, end in part.brought.spans]
+    given = part.asked.candidates
+    bringing = [given] if isinstance(given, CandidateColumns) else given
+    for each in bringing:
+        if isinstance(each, CandidateRow | CandidateColumns) and each.features is not None:
+            assert each.features == {}
+            each.features = msgspec.json.decode(objects.pop(0))
+    assert not objects
+    return part.asked
 
 
 @pytest.mark.parametrize(
     ("body", "parsed"),
     [
         (b'{"candidates": [{"id": "%s", "features": {"a": "b"}}]}', RawRankRequest),
-        (b'{"candidates": [{"id": "%s"}, {"id": 2, "features": null}]}', RawRankRequest),
+        (b'{"candidates": [{"id": "%s"}, {"id": 2, "features": null}]}', RankRequest),
         (b'{"candidates": {"ids": ["%s"], "features": {"a": ["b"]}}}', RawRankRequest),
-        (b'{"candidates": {"ids": ["%s"]}}', RawRankRequest),
+        (b'{"candidates": {"ids": ["%s"]}}', None),
         (b'{"candidates": {"features" :\n {"a": ["features"]}, "ids": ["%s"]}}', RawRankRequest),
         (b'{"candidates": {"features": {}, "ids": ["%s"]}, "candidates": {"ids": []}}', None),
-        (b'{"candidates": {"ids": ["%s"]}, "candidates": {"ids": [], "features": {}}}', None),
+        (
+            b'{"candidates": {"ids": ["%s"]}, "candidates": {"ids": [], "features": {}}}',
+            RawRankRequest,  # of both all is seen
+        ),
         (
             b'{"candidates": {"ids": ["%s"], "features": 5, "features": {"a": ["long, longer"]}}}',
             None,
         ),
         (b'{"candidates": {"ids": ["%s"], "features": {}, "features": 5, "features": {}}}', None),
-        (b'{"candidates": ["%s"]}', RankRequest),
+        (b'{"candidates": ["%s"]}', None),
+        (b'{"candidates": ["features", "%s"]}', RankRequest),
         (b'{"candidates": [{"id": "%s\xc3\xa9", "features": {"a": "b"}}]}', None),
         (b'{"candidates": [{"id": "%s\\n", "features": {"a": "b"}}]}', None),
         (b'{"candidates": [{"id": "%s", "features": 5, "features": {}}]}', None),
         (b'{"candidates": {"ids": ["%s"], "features": {"a": 1}, "features": {}}}', None),
         (b'{"candidates": [{"id": "%s", "features": 5}], "candidates": ["a"]}', None),
-        (b'{"candidates": [5], "candidates": [{"id": "%s", "features": {}}]}', None),
+        (b'{"candidates": [5], "candidates": [{"id": "%s", "features": {}}]}', RawRankRequest),
         (b'{"candidates": [{"id": "%s", "features": {}}], "candidates": {"ids": []}}', None),
         (b'{"candidates": [{"id": "%s", "features": {}, "features": {}}]}', None),
-        (b'{"candidates": [{"id": "%s", "features": null}, {"id": "null"}]}', RawRankRequest),
+        (b'{"candidates": [{"id": "%s", "features": null}, {"id": "null"}]}', RankRequest),
         (b'{"candidates": [{"id": "%s", "features": {"a": "features"}}]}', RawRankRequest),
-        (b'{"candidates": [{"id": "features", "features": {"a": "%s"}}]}', None),
+        (b'{"candidates": [{"id": "features", "features": {"a": "%s"}}]}', RawRankRequest),
+        (b'{"candidates": ["%s"], "user": {"features": {"a": 1}}}', None),
+        (b'{"candidates": [{"id": "%s", "features": {"a": {"b": 1}}}]}', None),
     ],
 )
 def test_what_is_left_as_it_came_hides_nothing(body: bytes, parsed: type | None) -> None:
