@@ -50,7 +50,8 @@ from compress.data.folders import alone, in_turn, locked, replaced, spacious
 from compress.evaluate import evaluate_folder
 from compress.export import click_card, export
 from compress.methods.base import Compressed
-from compress.methods.groups import SlimmingConfig, check_budget
+from compress.methods.groups import SlimmingConfig
+from compress.methods.removable import check_budget
 from compress.methods.steps import StepsConfig
 from compress.parallel import ALONE, World
 from compress.plan import (

@@ -16,8 +16,9 @@ from torch import Tensor
 from compress.budget import Pricing, bounds
 from compress.config import DistillConfig, Frozen, TrainConfig
 from compress.methods.base import Compressed, compressed
-from compress.methods.groups import Groups, SlimmingConfig, by_field, make_problem
+from compress.methods.groups import Groups, SlimmingConfig, by_field
 from compress.methods.one_shot import uniform_counts
+from compress.methods.removable import make_problem
 from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker

@@ -14,16 +14,9 @@ from torch import Tensor
 from compress.budget import Pricing, bounds
 from compress.config import ConfigError, Frozen, TrainConfig
 from compress.methods.base import Compressed, compressed
-from compress.methods.groups import (
-    FIELDS,
-    Groups,
-    Part,
-    Problem,
-    SlimmingConfig,
-    energies,
-    make_problem,
-)
+from compress.methods.groups import FIELDS, Groups, Part, Problem, SlimmingConfig, energies
 from compress.methods.problem import Order, fit_budget
+from compress.methods.removable import make_problem
 from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers.base import Ranker

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from compress.config import Frozen
-from compress.methods.groups import Groups, by_gate, input_slopes
+from compress.methods.groups import Groups
 from compress.methods.one_shot import FieldSelection, Scoring
+from compress.methods.slopes import by_gate, input_slopes
 from compress.train import PREDICT_ROWS
 
 

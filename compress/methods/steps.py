@@ -21,8 +21,9 @@ from compress.budget import Pricing, bounds
 from compress.config import DistillConfig, Frozen, TrainConfig
 from compress.data.encode import Batch
 from compress.methods.base import Compressed, compressed
-from compress.methods.groups import Norms, Problem, SlimmingConfig, make_problem
+from compress.methods.groups import Norms, Problem, SlimmingConfig
 from compress.methods.problem import Order
+from compress.methods.removable import make_problem
 from compress.optimizers import Optimizers
 from compress.parallel import ALONE, World
 from compress.progress import Progress

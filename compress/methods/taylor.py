@@ -14,9 +14,10 @@ from pydantic import Field as Option
 from torch import Tensor
 
 from compress.config import Frozen
-from compress.methods.groups import Problem, gate_slopes, weights
+from compress.methods.groups import Problem, weights
 from compress.methods.one_shot import chosen
 from compress.methods.problem import Order
+from compress.methods.slopes import gate_slopes
 from compress.methods.steps import Course, SteppedMethod, Steps, StepsConfig
 
 BATCH_ROWS: Final = 256  # of a gradient

@@ -13,15 +13,9 @@ from pydantic import ValidationError
 from compress.budget import Budget, Pricing, bounds
 from compress.config import ConfigError
 from compress.data.encode import place
-from compress.methods.groups import (
-    Problem,
-    SlimmingConfig,
-    check_budget,
-    energies,
-    make_problem,
-    removable,
-)
+from compress.methods.groups import Problem, SlimmingConfig, energies
 from compress.methods.problem import fit_budget
+from compress.methods.removable import check_budget, make_problem, removable
 from compress.rankers.base import Ranker, Sizes
 from compress.slim import mask, slim
 from compress.train import Columns, TrainingData

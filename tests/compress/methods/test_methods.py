@@ -261,9 +261,10 @@ def test_selectors_of_fields_take_neurons_if_asked(
 def test_permutation_scores_are_rises_of_the_loss(trained: Ranker, data: TrainingData) -> None:
     """Noise is worth nearly nothing, what decides much."""
     from compress.budget import Budget, bounds  # noqa: PLC0415
-    from compress.methods.groups import SlimmingConfig, make_problem  # noqa: PLC0415
+    from compress.methods.groups import SlimmingConfig  # noqa: PLC0415
     from compress.methods.one_shot import Scoring  # noqa: PLC0415
     from compress.methods.permutation import Permutation, PermutationConfig  # noqa: PLC0415
+    from compress.methods.removable import make_problem  # noqa: PLC0415
     from compress.methods.shark import Shark  # noqa: PLC0415
 
     budget = Budget(flops=0.9)

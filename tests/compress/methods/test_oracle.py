@@ -16,8 +16,9 @@ from compress.budget import bounds
 from compress.data.encode import Batch
 from compress.distill import click_loss
 from compress.methods.group_lasso import shrink
-from compress.methods.groups import FIELDS, Groups, Problem, SlimmingConfig, energies, make_problem
+from compress.methods.groups import FIELDS, Groups, Problem, SlimmingConfig, energies
 from compress.methods.one_shot import magnitudes
+from compress.methods.removable import make_problem
 from compress.methods.steps import Course
 from compress.methods.taylor import BATCH_ROWS, taylor_scores
 from compress.rankers.base import Mlp, Ranker

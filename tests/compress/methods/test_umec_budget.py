@@ -12,15 +12,10 @@ from torch import Tensor
 from compress.budget import bounds
 from compress.config import ConfigError
 from compress.distill import click_loss
-from compress.methods.groups import (
-    SENSITIVITY_BATCHES,
-    SENSITIVITY_ROWS,
-    Problem,
-    SlimmingConfig,
-    make_problem,
-    removal_costs,
-)
+from compress.methods.groups import Problem, SlimmingConfig
 from compress.methods.problem import fit_budget
+from compress.methods.removable import make_problem
+from compress.methods.slopes import SENSITIVITY_BATCHES, SENSITIVITY_ROWS, removal_costs
 from compress.rankers.base import Ranker
 from compress.slim import slim
 from compress.train import Columns, TrainingData, shuffled
