@@ -23,7 +23,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 16 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 17 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -986,80 +986,6 @@ static PyObject *py_cut_features(PyObject *self, PyObject *args)
     return both;
 }
 
-/* Add how often names stand in a text. */
-static void count_names(Text text, PyObject *names, Py_ssize_t *found)
-{
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
-        const char *name = PyBytes_AS_STRING(PyTuple_GET_ITEM(names, i)), *at = text.at;
-        Py_ssize_t length = PyBytes_GET_SIZE(PyTuple_GET_ITEM(names, i));
-        while (text.end - at >= length && (at = memchr(at, *name, (size_t)(text.end - at)))) {
-            int same = text.end - at >= length && !memcmp(at, name, (size_t)length);
-            found[i] += same;
-            at += same ? length : 1;
-        }
-    }
-}
-
-/* The same outside of pieces of a body; 0 if one does not lie in it, behind the one before, -1 if
- * an error is set. */
-static int count_around(const Py_buffer *body, PyObject *raws, PyObject *names, Py_ssize_t *found)
-{
-    Text around = {body->buf, (const char *)body->buf + body->len};
-    const char *end = around.end;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(raws); i++) {
-        Py_buffer raw;
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(raws, i), &raw, PyBUF_SIMPLE))
-            return -1;
-        around.end = raw.buf;
-        Py_ssize_t bytes = raw.len;
-        PyBuffer_Release(&raw); /* the body holds what it lent */
-        if (around.end < around.at || around.end > end || end - around.end < bytes)
-            return 0;
-        count_names(around, names, found);
-        around.at = around.end + bytes;
-    }
-    around.end = end;
-    count_names(around, names, found);
-    return 1;
-}
-
-static PyObject *as_list(const Py_ssize_t *numbers, Py_ssize_t count)
-{
-    PyObject *list = PyList_New(count);
-    for (Py_ssize_t i = 0; list && i < count; i++) {
-        PyObject *number = PyLong_FromSsize_t(numbers[i]);
-        if (!number)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, number);
-    }
-    return list;
-}
-
-static PyObject *py_counted_around(PyObject *self, PyObject *args)
-{
-    Py_buffer body;
-    PyObject *raws, *names, *counted = NULL;
-    if (!PyArg_ParseTuple(args, "y*O!O!", &body, &PyTuple_Type, &raws, &PyTuple_Type, &names))
-        return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(names), texts = 0;
-    while (texts < count && PyBytes_Check(PyTuple_GET_ITEM(names, texts)) &&
-           PyBytes_GET_SIZE(PyTuple_GET_ITEM(names, texts)))
-        texts++;
-    Py_ssize_t *found = PyMem_Calloc((size_t)count + 1, sizeof *found);
-    if (!found)
-        PyErr_NoMemory();
-    else if (texts < count)
-        PyErr_SetString(PyExc_TypeError, "expected names in bytes, none of them empty");
-    else {
-        int inside = count_around(&body, raws, names, found);
-        counted = inside > 0 ? as_list(found, count) : inside ? NULL : Py_NewRef(Py_None);
-    }
-    PyMem_Free(found);
-    PyBuffer_Release(&body);
-    return counted;
-}
-
 static PyObject *py_add_repeats(PyObject *self, PyObject *args)
 {
     Py_buffer scores, rows, session, weights;
@@ -1255,7 +1181,6 @@ static PyMethodDef methods[] = {
     {"lay_side", py_lay_side, METH_VARARGS, "lay_side(layout, values, rows, numbers)"},
     {"layout", py_layout, METH_VARARGS, "layout(names, places, width, columns)"},
     {"cut_features", py_cut_features, METH_VARARGS, "cut_features(body)"},
-    {"counted_around", py_counted_around, METH_VARARGS, "counted_around(body, raws, names)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows, odd)"},
     {"all_finite", py_all_finite, METH_VARARGS, "all_finite(numbers)"},

@@ -5,9 +5,10 @@ encoded rows (or the declared defaults), over which the request's own columns ar
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from heapq import nsmallest
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,9 +281,12 @@ class FeaturePlan:
         return tensors
 
     def _request_reader(self, encoders: Sequence[Encoder]) -> RequestReader | None:
-        tokens = _token_columns(encoders)
-        plain = all(isinstance(e, NumericEncoder) or e.spec.name in tokens for e in encoders)
-        return RequestReader(encoders, tokens, self.widths) if kernels.COMPILED and plain else None
+        categories = [e for e in encoders if not isinstance(e, NumericEncoder)]
+        if not kernels.COMPILED or not all(map(_has_vocabulary, categories)):
+            return None
+        tokens = _token_columns(categories)
+        plain = len(tokens) == len(categories)
+        return RequestReader(encoders, tokens, self.widths) if plain else None
 
     def _raw_reader(self) -> "RawReader | None":
         if self.item_encoders.keys() != self._vocabularies.keys() | self._numbers.specs.keys():
@@ -425,32 +429,26 @@ class RawReader:
         return True
 
 
+def _has_vocabulary(encoder: Encoder) -> TypeGuard[CategoricalEncoder]:
+    """Whether its values are one token each, of those in a vocabulary."""
+    if not isinstance(encoder, CategoricalEncoder):
+        return False
+    return encoder.vocabulary is not None and encoder.spec.kind != "multi"
+
+
 def _token_columns(encoders: Sequence[Encoder]) -> dict[str, TokenColumn]:
-    """Of those that have one, and one value each."""
-    return {
-        encoder.spec.name: column
-        for encoder in encoders
-        if encoder.spec.kind != "multi" and (column := _token_column(encoder)) is not None
-    }
+    """The tokens that encoders know, to be found in half the time that a dictionary takes.
 
-
-def _token_column(encoder: Encoder) -> TokenColumn | None:
-    """The tokens that an encoder knows, to be found in half the time that a dictionary takes.
-
-    None where loops are not compiled, or where there is no vocabulary; or one that UTF-8 cannot
-    hold, since half a surrogate pair is a token like any other.
+    Of those that have a vocabulary, where loops are compiled; not of one that UTF-8 cannot hold,
+    since half a surrogate pair is a token like any other.
     """
-    if not kernels.COMPILED or not isinstance(encoder, CategoricalEncoder):
-        return None
-    try:
-        known = PackedIds.of([*(encoder.vocabulary or ())])
-    except ValueError:
-        return None
-    if encoder.vocabulary is None:
-        return None
-    return TokenColumn(
-        known.text, known.ends, *Index.of(known), start=FIRST, column=encoder.spec.start
-    )
+    columns = {}
+    for encoder in encoders if kernels.COMPILED else ():
+        if _has_vocabulary(encoder):
+            with suppress(ValueError):
+                known = _known([*(encoder.vocabulary or ())])
+                columns[encoder.spec.name] = TokenColumn(*known, FIRST, encoder.spec.start)
+    return columns
 
 
 def undeclared(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 16  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 17  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -571,32 +571,6 @@ def _read(
     _check_laid(rows, np.dtype(np.int32))
     _check_laid(numbers, np.dtype(np.float64))
     return _kernels.read_features(layout.compiled, *brought, whole, len(rows), rows, numbers)
-
-
-def counted_around(
-    body: bytes | bytearray, raws: Sequence[Buffer], names: Sequence[bytes]
-) -> list[int] | None:
-    """How often each name stands in a body, outside of pieces of it.
-
-    Args:
-        body: of a request.
-        raws: the pieces, in the body's order.
-        names: none is empty.
-
-    Returns:
-        None if a piece does not lie in the body, behind the one before it.
-    """
-    if COMPILED:
-        return _kernels.counted_around(body, tuple(raws), tuple(names))
-    found, at = [0] * len(names), 0
-    for raw in (*raws, b""):
-        # Of two pieces alike the first may be found: the other's text is counted, too.
-        start = body.find(raw, at) if raw else len(body)
-        if start < 0:
-            return None
-        found = [n + body.count(name, at, start) for n, name in zip(found, names, strict=True)]
-        at = start + len(memoryview(raw))
-    return found
 
 
 def find_ids(

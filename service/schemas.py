@@ -245,7 +245,9 @@ def _named_once(body: bytes | bytearray, given: list[Id | RawRow] | RawColumns) 
     """
     several = [given] if isinstance(given, RawColumns) else [r for r in given if type(r) is RawRow]
     raws = [each.features for each in several if each.features is not NO_RAW]
-    return kernels.counted_around(body, raws, (CANDIDATES, FEATURES)) == [1, len(raws)]
+    inside = b"\n".join(raws)
+    around = [body.count(name) - inside.count(name) for name in (CANDIDATES, FEATURES)]
+    return around == [1, len(raws)]
 
 
 def parse_rank_in_steps(body: bytes | bytearray) -> RankRequest:

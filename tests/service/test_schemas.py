@@ -140,6 +140,24 @@ def test_what_is_left_as_it_came_hides_nothing(body: bytes, parsed: type | None)
     assert parse_rank_raw(body % b"x") is None
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"candidates": [{"id": 1, "features": {"features": 1}}, {"id": 2, "features": null}]}',
+        b'{"candidates": {"ids": [1], "features": {"candidates": ["features"]}}}',
+        b'{"candidates": [1, 2]}',
+    ],
+)
+def test_names_within_features_do_not_stop_the_steps(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body is not parsed at once, which would keep the event loop waiting."""
+    whole = parse_rank(body)
+    monkeypatch.delattr(schemas, "parse_rank")
+
+    assert parse_rank_in_steps(body) == whole
+
+
 def test_every_field_survives_the_steps() -> None:
     """A field that the outline forgot would be refused, or dropped."""
     request = RankRequest(
