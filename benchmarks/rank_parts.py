@@ -35,6 +35,7 @@ from service import kernels, log
 from service.app import Service, create_app
 from service.candidates import Limits
 from service.click_ranking import ClickRanking
+from service.encodings import Encoded, Encodings
 from service.ranking import Prepared, Ranking
 from service.schemas import RankRequest, RawRankRequest, parse_rank, parse_rank_raw
 from service.session_ranking import SessionPrepared, SessionRanking
@@ -136,14 +137,23 @@ def parsed(ranking: Ranking, body: bytes) -> RankRequest | RawRankRequest:
     return (parse_rank_raw(body) if ranking.reads_raw else None) or parse_rank(body)
 
 
+class _Anew:
+    """Encodings of sessions that are always new."""
+
+    def __init__(self, encodings: Encodings) -> None:
+        self._encodings = encodings
+
+    def __call__(self, session: bytes) -> Encoded:
+        return self._encodings._encoded([session])[0]  # noqa: SLF001  a benchmark looks inside
+
+
 def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
     """What a body is ranked by."""
     prepared = ranking.prepare_any(parsed(ranking, body), limits)
     if prepared is None:
         raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
     if isinstance(ranking, SessionRanking) and isinstance(prepared, SessionPrepared):
-        encode = prepared.encode.__wrapped__  # as of a new session
-        return msgspec.structs.replace(prepared, encode=encode)
+        return msgspec.structs.replace(prepared, encodings=_Anew(prepared.encodings))
     return prepared
 
 
@@ -159,7 +169,7 @@ def floors_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, T
                 floors["look-up and features"] = lambda n: table.rows(prepared[n].ids)
         case SessionRanking():
             catalogue = ranking.catalogue
-            vectors = [catalogue.vectors(each.session) for each in prepared]
+            vectors = [catalogue.vectors(each.session)[None] for each in prepared]
             floors["score"] = lambda n: ranking._encoder.encode(vectors[n])  # noqa: SLF001
             floors["look-up and features"] = lambda n: catalogue.rows(prepared[n].ids)
     return floors

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from model_store.store import open_store
 from service import errors
+from service.batches import Batches
 from service.caches import CacheOptions, open_cache
 from service.candidates import Limits
 from service.deps import Parts, by_name, request_id_of
@@ -217,6 +218,7 @@ def create_app(
         executor=ThreadPoolExecutor(
             settings.score_threads, thread_name_prefix="score", initializer=_give_way
         ),
+        batches=Batches(),
         tally=Tally(metrics, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
+from service.batches import Batches
 from service.caches import TableCache
 from service.candidates import Limits
 from service.errors import UnsupportedMediaType
@@ -38,6 +39,7 @@ class Parts:
     drain: Drain
     in_flight: InFlight
     executor: ThreadPoolExecutor
+    batches: Batches
     tally: Tally
 
 

@@ -164,6 +164,17 @@ class Ranking(ABC):
             BadScores: the graph failed, or answered with no number.
         """
 
+    def gains(self, prepared: Any) -> bool:  # noqa: ARG002  most need not look
+        """Whether to be ranked among others takes enough off that it is worth their wait."""
+        return True
+
+    def share(self, batch: Sequence[Any]) -> None:  # noqa: B027  most have nothing to share
+        """Compute what can be for several requests at once; `rank` finds it.
+
+        Raises:
+            BadScores: the graph failed, or answered with no number.
+        """
+
     def forget(self) -> None:  # noqa: B027  most have nothing to forget
         """Forget what earlier requests have left: the next is as dear as a first one."""
 

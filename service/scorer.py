@@ -24,6 +24,7 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
     ValueError,
 )
+SEVERAL: Final = (2, 3, 5, 8, 16, 32)  # sessions, tried at once; the last is how many there may be
 
 
 class OrtGraph:
@@ -118,30 +119,72 @@ class OrtEncoder:
                 f"{', '.join(Ways._fields)}"
             )
         self._graph = OrtGraph(graph, inputs, outputs)
+        self._takes_several = False
 
     def has(self, way: str) -> bool:
         """Whether the graph has that output."""
         return way in self._names
 
-    def encode(self, session: NDArray[np.float32]) -> Ways:
-        """What the graph says of the vectors (L, dim) of a session's items, oldest first.
+    def encode(self, sessions: NDArray[np.float32]) -> list[Ways]:
+        """What the graph says of sessions of one length.
+
+        Args:
+            sessions: (R, L, dim) the vectors of their items, oldest first.
 
         Raises:
             BadScores: the graph failed, or answered in other shapes or with no finite number.
         """
-        length, dim = session.shape
+        if len(sessions) == 1:
+            return self._run(sessions)
+        step = SEVERAL[-1] if self._takes_several else 1
+        runs = (self._run(sessions[at : at + step]) for at in range(0, len(sessions), step))
+        return [ways for run in runs for ways in run]
+
+    def try_several(self, length: int, dim: int) -> None:
+        """Find out whether sessions encoded at once come to what each comes to alone.
+
+        To the last bit, or they never are: an answer must not depend on what else was asked. How
+        a product is summed up can depend on how many rows it has.
+        """
+        rng = np.random.default_rng(0)
+        self._takes_several = all(
+            self._same_at_once(rng.standard_normal((SEVERAL[-1], items, dim), np.float32))
+            for items in sorted({1, 2, 3, 7, length})
+            if items <= length
+        )
+
+    def _same_at_once(self, sessions: NDArray[np.float32]) -> bool:
+        try:
+            alone = [self._run(session[None])[0] for session in sessions]
+            at_once = [self._run(sessions[:count]) for count in SEVERAL]
+        except BadScores:  # of several: they are not for this graph
+            return False
+        return all(
+            one is None or other is None or np.array_equal(one, other)  # None of both, or of none
+            for some in at_once
+            for pair in zip(alone, some, strict=False)
+            for one, other in zip(*pair, strict=True)
+        )
+
+    def _run(self, sessions: NDArray[np.float32]) -> list[Ways]:
+        count, length, dim = sessions.shape
         found = {}
-        outputs = self._graph.run({"session": session[None]})
+        outputs = self._graph.run({"session": sessions})
         for name, output in zip(self._names, outputs, strict=True):
-            expected = (1, dim if name == "query" else length)
+            expected = (count, dim if name == "query" else length)
             if output.shape != expected or output.dtype != kernels.FLOAT32:
                 raise BadScores(
                     f"the graph answered with {name} as {output.dtype}{[*output.shape]}, expected "
                     f"float32{[*expected]}"
                 )
             require_finite(output)
-            found[name] = output[0]
-        return Ways(**found)
+            found[name] = output
+        if count == 1:
+            return [Ways(**{name: found[name][0] for name in found})]
+        # Copied: what is remembered of one session must not hold all that came with it.
+        return [
+            Ways(**{name: found[name][place].copy() for name in found}) for place in range(count)
+        ]
 
 
 def require_finite(numbers: NDArray[np.float32]) -> None:

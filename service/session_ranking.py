@@ -8,8 +8,8 @@ So whatever form the item vectors have, the best of the whole catalogue can be f
 session's items lead to can only add to a score, and these are few.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from service.candidates import (
     read_session,
 )
 from service.catalogue import Catalogue, CatalogueScoring
+from service.encodings import Encoded, Encodings
 from service.errors import BundleRejected, Warned
 from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best
@@ -47,8 +48,6 @@ from service.scorer import OrtEncoder, Ways, require_finite
 log = structlog.get_logger(__name__)
 
 NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
-REMEMBERED: Final = 256  # sessions: the lists of one page come together, and have one session
-REMEMBERED_BYTES: Final = 4 << 20  # of their products with codewords: of many codewords fewer
 NOBODY: Final = np.empty(0, np.intp)
 
 
@@ -57,38 +56,26 @@ class SessionPrepared(Prepared, frozen=True, gc=False, kw_only=True):
 
     Attributes:
         catalogue: the one that the request's rows belong to.
-        encode: its session's rows, as bytes, to what they come to.
+        encodings: of sessions of its rows.
         session: (L,) rows of the session's items, oldest first.
         rows: (N,) the candidates' rows, -1 for unknown ones; of /recommend the excluded ones.
     """
 
     catalogue: Catalogue
-    encode: Callable[[bytes], "Encoded"]
+    encodings: Encodings
     session: Rows
     rows: Rows
 
-    def encoded(self) -> "Encoded":
-        """What the session comes to; remembered, where it has been asked after before."""
-        return self.encode(self.session.tobytes())
-
-
-class Encoded(NamedTuple):
-    """What a session comes to, whatever is asked of it.
-
-    Attributes:
-        ways: to the next item.
-        scoring: what its query gives items; None for a ranker without.
-    """
-
-    ways: Ways
-    scoring: CatalogueScoring | None
+    def encoded(self) -> Encoded:
+        """What the session comes to."""
+        return self.encodings(self.session.tobytes())
 
 
 class _Serving(NamedTuple):
-    """A catalogue, and what encodes sessions of its rows. It goes with its catalogue."""
+    """A catalogue, and what sessions of its rows come to. That goes with its catalogue."""
 
     catalogue: Catalogue
-    encode: Callable[[bytes], Encoded]
+    encodings: Encodings
 
 
 class Reached(NamedTuple):
@@ -124,7 +111,8 @@ class SessionRanking(Ranking):
                 raise BundleRejected(f"the graph answers with {way}, and there is nothing for it")
         # The longest and the shortest: a graph that fails on one would fail requests.
         for length in (spec.length, 0):
-            encoder.encode(np.zeros((length, spec.dim), np.float32))
+            encoder.encode(np.zeros((1, length, spec.dim), np.float32))
+        encoder.try_several(spec.length, spec.dim)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -134,8 +122,7 @@ class SessionRanking(Ranking):
     @catalogue.setter
     def catalogue(self, catalogue: Catalogue) -> None:
         # Nothing of it holds the ranking, which is to go at once when another one replaces it.
-        encode = lru_cache(_remembered(catalogue))(partial(_encoded, self._encoder, catalogue))
-        self._serving = _Serving(catalogue, encode)
+        self._serving = _Serving(catalogue, Encodings(self._encoder, catalogue))
 
     def forget(self) -> None:
         """As `Ranking.forget`: no session has been asked after."""
@@ -153,7 +140,7 @@ class SessionRanking(Ranking):
 
     def prepare(self, request: RankRequest, limits: Limits) -> SessionPrepared:
         """Check a request and look its items up; raises as `Ranking.prepare`."""
-        catalogue, encode = self._serving
+        catalogue, encodings = self._serving
         candidates = read_candidates(request, limits, NO_FEATURES)
         before = read_session(request.session_items, limits)
         found = catalogue.rows([*before, *candidates.ids])  # both at once: fewer steps around it
@@ -169,14 +156,14 @@ class SessionRanking(Ranking):
             top_k=request.top_k,
             method=None,
             catalogue=catalogue,
-            encode=encode,
+            encodings=encodings,
             session=session,
             rows=rows,
         )
 
     def prepare_best(self, request: RecommendRequest, limits: Limits) -> SessionPrepared:
         """Check a request; raises as `Ranking.prepare_best`, but for the catalogue's size."""
-        catalogue, encode = self._serving
+        catalogue, encodings = self._serving
         before = read_session(request.session_items, limits)
         session, warnings = self._session(catalogue.rows(before))
         excluded = np.unique(catalogue.rows(read_excluded(request.exclude, limits)))
@@ -188,7 +175,7 @@ class SessionRanking(Ranking):
             top_k=min(request.top_k or RECOMMENDED, limits.candidates, len(catalogue)),
             method="exact",
             catalogue=catalogue,
-            encode=encode,
+            encodings=encodings,
             session=session,
             rows=excluded[excluded >= 0],
         )
@@ -205,6 +192,18 @@ class SessionRanking(Ranking):
             detail = f"this ranker takes the newest {self.spec.length} session items"
             warnings.append(Warned("session_truncated", detail, more))
         return known[-self.spec.length :], warnings
+
+    def gains(self, prepared: SessionPrepared) -> bool:
+        """As `Ranking.gains`: where the session is remembered, little is left to do."""
+        return prepared.session.tobytes() not in prepared.encodings
+
+    def share(self, batch: Sequence[SessionPrepared]) -> None:
+        """As `Ranking.share`: encode the sessions."""
+        sessions: dict[Encodings, list[bytes]] = defaultdict(list)
+        for each in batch:  # the catalogue may have been replaced in between
+            sessions[each.encodings].append(each.session.tobytes())
+        for encodings, asked_for in sessions.items():
+            encodings.prepare(asked_for)
 
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
@@ -248,18 +247,6 @@ class SessionRanking(Ranking):
         )
         allowed = ~np.isin(rows, excluded)
         return Best.sorted(rows[allowed], scores[allowed], wanted)
-
-
-def _remembered(catalogue: Catalogue) -> int:
-    """How many sessions are remembered."""
-    parts = (catalogue.base.vectors, catalogue.fresh_vectors)
-    each = sum(part.query_bytes for part in parts if part is not None)
-    return max(1, min(REMEMBERED, REMEMBERED_BYTES // max(1, each)))
-
-
-def _encoded(encoder: OrtEncoder, catalogue: Catalogue, session: bytes) -> Encoded:
-    ways = encoder.encode(catalogue.vectors(np.frombuffer(session, np.intp)))
-    return Encoded(ways, None if ways.query is None else catalogue.scoring(ways.query))
 
 
 def _generated(scoring: CatalogueScoring | None, rows: Rows, *, known: bool) -> Floats:

@@ -20,15 +20,13 @@ from service import errors, tally
 from service.candidates import Limits, texts
 from service.deps import Parts, by_name, check_media_type, request_id_of
 from service.errors import ServiceError
-from service.metrics import STAGES
 from service.problems import Header, problem, responses
-from service.ranking import Given, Prepared, Ranking, Request
+from service.ranking import Given, Prepared, Ranked, Ranking, Request
 from service.schemas import RawRankRequest
-from service.tally import milliseconds
+from service.stopwatch import Stopwatch
 
 JSON: Final = b"application/json"
 MAX_DIGITS: Final = 18
-TIMING: Final = b", ".join(b"%s;dur=%%.3f" % name.encode() for name in (*STAGES, "total"))
 PARSE_US_PER_BYTE: Final = 0.01  # measured: 0.005, and twice that beside busy cores
 T = TypeVar("T")
 Headers = Mapping[bytes, bytes]
@@ -79,7 +77,15 @@ class Asked(NamedTuple):
     given: Given
     whole: Callable[[], Request]
     ranking: Ranking
-    deadline: float
+
+
+class Ready(NamedTuple):
+    """A request that only has to be ranked."""
+
+    id: str
+    request: Request
+    ranking: Ranking
+    prepared: Prepared
 
 
 class Endpoint:
@@ -116,9 +122,9 @@ class Endpoint:
         self._record(scope, status, code, clock, request_id)
 
     async def _answer(
-        self, headers: Headers, receive: Receive, clock: "Stopwatch", request_id: str
+        self, headers: Headers, receive: Receive, clock: Stopwatch, request_id: str
     ) -> tuple[list[Header], bytes]:
-        deadline = _deadline(headers, clock.started)
+        clock.deadline = _deadline(headers, clock.started)
         body = await read_body(
             headers, receive, self._settings.max_body_bytes, self._settings.body_timeout_s
         )
@@ -129,7 +135,7 @@ class Endpoint:
             # Let all that has arrived be counted before any of it is scored: without this turn of
             # the loop, a burst would wait uncounted and never be shed.
             await asyncio.sleep(0)
-            return await self._rank(body, deadline, clock, request_id)
+            return await self._rank(body, clock, request_id)
         finally:
             in_flight.leave()
             self._metrics.in_flight.dec()
@@ -149,33 +155,31 @@ class Endpoint:
             check_media_type(media_type)
 
     async def _rank(
-        self, body: bytes, deadline: float, clock: "Stopwatch", request_id: str
+        self, body: bytes, clock: Stopwatch, request_id: str
     ) -> tuple[list[Header], bytes]:
         """Here if the event loop can wait for it, else on a thread."""
         inline_us, operation = self._settings.inline_us, self._operation
         if len(body) * PARSE_US_PER_BYTE > inline_us:
             long = partial(operation.parse_long, body)
             return await self._apart(
-                lambda: self._reply(self._read(body, long, deadline, clock, request_id), clock)
+                lambda: self._reply(self._read(body, long, clock, request_id), clock)
             )
         whole = partial(operation.parse, body)
-        asked = self._read(body, whole, deadline, clock, request_id)
-        if asked.ranking.predicted_us(asked.request, len(body)) <= inline_us:
+        asked = self._read(body, whole, clock, request_id)
+        if asked.ranking.predicted_us(asked.request, len(body)) > inline_us:
+            return await self._apart(lambda: self._reply(asked, clock))
+        if self._parts.in_flight.count == 1:
             return self._reply(asked, clock)
-        return await self._apart(lambda: self._reply(asked, clock))
+        return await self._among_others(asked, clock)
 
     async def _apart(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
 
     def _read(
-        self,
-        body: bytes,
-        whole: Callable[[], Request],
-        deadline: float,
-        clock: "Stopwatch",
-        request_id: str,
-    ) -> "Asked":
-        _check_deadline(deadline, clock.lap("queue"))
+        self, body: bytes, whole: Callable[[], Request], clock: Stopwatch, request_id: str
+    ) -> Asked:
+        clock.lap("queue")
+        clock.check()
         loader, own = self._parts.loader, request_id
         given = self._operation.parse_raw(body) if loader.reads_raw else None
         if given is None:
@@ -192,10 +196,25 @@ class Endpoint:
         if isinstance(given, RawRankRequest) and not ranking.reads_raw:
             given = request = whole()
         clock.lap("parse")
-        return Asked(own, request, given, whole, ranking, deadline)
+        return Asked(own, request, given, whole, ranking)
 
-    def _reply(self, asked: "Asked", clock: "Stopwatch") -> tuple[list[Header], bytes]:
-        _check_deadline(asked.deadline, clock.lap("queue"))  # it may have waited for a thread
+    def _reply(self, asked: Asked, clock: Stopwatch) -> tuple[list[Header], bytes]:
+        ready = self._ready(asked, clock)
+        return self._answered(ready, _ranked(ready, clock), clock)
+
+    async def _among_others(self, asked: Asked, clock: Stopwatch) -> tuple[list[Header], bytes]:
+        """The same, where others came at the same time."""
+        ready = self._ready(asked, clock)
+        batches = self._parts.batches
+        if not (batches.waiting or ready.ranking.gains(ready.prepared)):
+            return self._answered(ready, _ranked(ready, clock), clock)
+        ranked = await batches.rank(ready.ranking, ready.prepared, clock)
+        clock.lap("queue")
+        return self._answered(ready, ranked, clock)
+
+    def _ready(self, asked: Asked, clock: Stopwatch) -> Ready:
+        clock.lap("queue")  # it may have waited for a thread
+        clock.check()
         request, ranking = asked.request, asked.ranking
         prepared = self._prepared(ranking, asked.given)
         if prepared is None:
@@ -203,11 +222,16 @@ class Endpoint:
             prepared = self._prepared(ranking, request)
         assert prepared is not None  # noqa: S101  nothing of it was left as it came
         clock.ranking, clock.prepared = ranking, prepared
-        _check_deadline(asked.deadline, clock.lap("features"))
-        ranked = ranking.rank(prepared)
-        clock.lap("score")
-        reply: dict[str, Any] = {"id": asked.id}
-        reply |= ranking.answer(request, prepared, ranked)
+        clock.lap("features")
+        clock.check()
+        return Ready(asked.id, request, ranking, prepared)
+
+    def _answered(
+        self, ready: Ready, ranked: Ranked, clock: Stopwatch
+    ) -> tuple[list[Header], bytes]:
+        ranking = ready.ranking
+        reply: dict[str, Any] = {"id": ready.id}
+        reply |= ranking.answer(ready.request, ready.prepared, ranked)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
         clock.lap("encode")
@@ -222,7 +246,7 @@ class Endpoint:
         return self._operation.prepare(ranking, given, self._parts.limits)
 
     def _record(
-        self, scope: Scope, status: int, code: str | None, clock: "Stopwatch", request_id: str
+        self, scope: Scope, status: int, code: str | None, clock: Stopwatch, request_id: str
     ) -> None:
         seconds, served = perf_counter() - clock.started, None
         if clock.prepared is not None and clock.ranking is not None:
@@ -241,38 +265,10 @@ class Endpoint:
         )
 
 
-class Stopwatch:
-    """Times the stages of one request."""
-
-    __slots__ = ("_last", "laps", "prepared", "ranking", "started")
-
-    def __init__(self) -> None:
-        self.started = self._last = perf_counter()
-        self.laps: dict[str, float] = {}
-        self.ranking: Ranking | None = None
-        self.prepared: Prepared | None = None
-
-    def lap(self, stage: str) -> float:
-        """End a stage, or a further part of one; when that was."""
-        now = perf_counter()
-        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
-        self._last = now
-        return now
-
-    def timing_ms(self) -> dict[str, float]:
-        """The reply's times, up to its encoding."""
-        laps = self.laps
-        return {
-            "total": milliseconds(self._last - self.started),
-            "parse": milliseconds(laps["parse"]),
-            "features": milliseconds(laps["features"]),
-            "score": milliseconds(laps["score"]),
-        }
-
-    def server_timing(self) -> bytes:
-        """The Server-Timing header."""
-        stages = [1e3 * self.laps[stage] for stage in STAGES]
-        return TIMING % (*stages, (self._last - self.started) * 1e3)
+def _ranked(ready: Ready, clock: Stopwatch) -> Ranked:
+    ranked = ready.ranking.rank(ready.prepared)
+    clock.lap("score")
+    return ranked
 
 
 async def read_body(headers: Headers, receive: Receive, limit: int, timeout_s: float) -> bytes:
@@ -358,11 +354,6 @@ def _deadline(headers: Headers, started: float) -> float:
             f"X-Deadline-Ms: expected milliseconds, got {value.decode('latin-1')!r}"
         )
     return started + budget_ms / 1e3
-
-
-def _check_deadline(deadline: float, now: float) -> None:
-    if now >= deadline:
-        raise errors.DeadlineExceeded("X-Deadline-Ms was over before scoring began")
 
 
 def openapi(operation: Operation) -> tuple[dict[str, Any], dict[str, Any]]:

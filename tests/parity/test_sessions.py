@@ -24,6 +24,8 @@ from service.assembly import assemble, kind_of
 from service.item_ids import ItemIds
 from service.ranking import NO_LIMITS, Ranking
 from service.schemas import convert_rank, parse_recommend
+from service.scorer import SEVERAL
+from service.session_ranking import SessionRanking
 from tests.compress.sessions.tracing import traced_once
 
 DIM = 16
@@ -92,6 +94,20 @@ def ranking(bundle: Bundle) -> Ranking:
     opened = OpenedVersion(bundle=bundle, name="session", version="1")
     table = kind_of(bundle.manifest).read_table(bundle, ItemIds(bundle.item_ids()))
     return assemble(opened, table, tolerance=1e-4)
+
+
+def test_sessions_encoded_together_come_to_the_same_bits(bundle: Bundle, ranking: Ranking) -> None:
+    """Whatever came with them: an answer must not depend on what others asked."""
+    assert isinstance(ranking, SessionRanking)
+    encoder, spec = ranking._encoder, ranking.spec
+    rng = np.random.default_rng(2)
+    for length in range(spec.length + 1):
+        sessions = rng.standard_normal((SEVERAL[-1], length, spec.dim), np.float32)
+        alone = [encoder.encode(session[None])[0] for session in sessions]
+        for count in range(2, len(sessions) + 1):
+            for one, other in zip(encoder.encode(sessions[:count]), alone, strict=False):
+                for way, expected in zip(one, other, strict=True):
+                    assert way is expected is None or np.array_equal(way, expected)
 
 
 def test_ranks_are_those_of_the_service(

@@ -33,7 +33,8 @@ LENGTH = 3
 REPEAT, FOLLOW = 0.5, -0.25  # log weights, the same for every place in a session
 IDS = [f"i{row}" for row in range(ITEMS)]
 
-# The query is START and the sum of the session's vectors, over 4.
+# The query is START and the sum of the session's vectors, over 4: as a product, whose bits do not
+# depend on what other sessions there are.
 GRAPH = """
 <ir_version: 9, opset_import: ["": 17]>
 ways (float[R, L, {dim}] session) => ({outputs}) {{
@@ -42,13 +43,17 @@ ways (float[R, L, {dim}] session) => ({outputs}) {{
   start = Constant<value = float[{dim}] {{{start}}}>()
   share = Constant<value = float {{0.25}}>()
   nought = Constant<value = float {{0.0}}>()
+  one = Constant<value = float {{1.0}}>()
   to_repeat = Constant<value = float {{{repeat}}}>()
   to_follow = Constant<value = float {{{follow}}}>()
-  summed = ReduceSum<keepdims = 0>(session, items)
-  all = Add(summed, start)
-  query = Mul(all, share)
   widths = ReduceSum<keepdims = 0>(session, width)
   noughts = Mul(widths, nought)
+  ones = Add(noughts, one)
+  row = Unsqueeze(ones, items)
+  product = MatMul(row, session)
+  summed = Squeeze(product, items)
+  all = Add(summed, start)
+  query = Mul(all, share)
   repeat = Add(noughts, to_repeat)
   follow = Add(noughts, to_follow)
 }}

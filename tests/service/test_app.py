@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 from compress.tiers import join
 from model_store.bundle import open_bundle
 from model_store.store import Store
+from service import stopwatch
 from service.app import THREAD_NICE, create_app
 from service.ranking import Costs, Ranking
-from service.routes import endpoint
 from service.settings import Settings
 from tests.service.conftest import FLOPS, Client, Serve, lifespan
 
@@ -280,7 +280,7 @@ async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(
     """The budget was not over when it was read."""
     seconds = itertools.count()
     monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
-    monkeypatch.setattr(endpoint, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(stopwatch, "perf_counter", lambda: float(next(seconds)))
 
     async with serve() as client:
         reply = await client.post("/rank", json=BODY, headers={"X-Deadline-Ms": "2500"})

@@ -1,13 +1,16 @@
 """How ONNX Runtime is asked to run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+import pytest
+from onnx import TensorProto, helper, parser
 
 from model_store.manifest import TensorSpec
-from service.scorer import OrtGraph, OrtScorer
+from service.errors import BadScores
+from service.scorer import SEVERAL, OrtEncoder, OrtGraph, OrtScorer
 
 X = TensorSpec(name="x", dtype="float32", shape=("N",))
 SCORE = TensorSpec(name="score", dtype="float32", shape=("N",))
@@ -44,3 +47,67 @@ def doubled(folder: Path, kind: int) -> Path:
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "m.onnx")
     return folder / "m.onnx"
+
+
+DIM = 4
+LENGTH = 9
+
+
+APART = "query = ReduceMax<axes = [1], keepdims = 0>(session)"
+MIXED = "mean = ReduceMean<axes = [0]>(summed)  query = Sub(summed, mean)"  # with what else came
+ALONE = "query = Reshape(summed, one)"  # nothing else may come
+
+
+@pytest.mark.parametrize(("made", "takes"), [(APART, True), (MIXED, False), (ALONE, False)])
+def test_sessions_are_encoded_together_only_where_that_changes_nothing(
+    tmp_path: Path, made: str, takes: bool
+) -> None:
+    """Not a bit of what each comes to alone; else it is one after the other, to the same end."""
+    encoder = summing(tmp_path, made)
+    sessions = rng().standard_normal((SEVERAL[-1] + 3, 5, DIM), np.float32)
+    alone = [encoder.encode(session[None])[0].query for session in sessions]
+    encoder.try_several(LENGTH, DIM)
+    counts, run = [], encoder._graph.run
+
+    def counted(feeds: Any) -> Any:
+        counts.append(len(feeds["session"]))
+        return run(feeds)
+
+    encoder._graph.run = counted  # type: ignore[method-assign]
+    together = [ways.query for ways in encoder.encode(sessions)]
+
+    np.testing.assert_array_equal(together, alone)
+    assert counts == ([SEVERAL[-1], 3] if takes else [1] * len(sessions))
+
+
+def test_a_session_that_has_no_number_is_told_whatever_came_with_it(tmp_path: Path) -> None:
+    """Of several at once, as of one."""
+    encoder = summing(tmp_path, APART)
+    encoder.try_several(LENGTH, DIM)
+    sessions = np.zeros((3, 2, DIM), np.float32)
+    sessions[1, 0, 0] = np.inf
+
+    with pytest.raises(BadScores, match="not a finite number"):
+        encoder.encode(sessions)
+
+
+def summing(folder: Path, made: str) -> OrtEncoder:
+    """An encoder that makes something of a session's vectors, or of their sum."""
+    text = f"""
+    <ir_version: 9, opset_import: ["": 17]>
+    ways (float[R, L, {DIM}] session) => (float[R, {DIM}] query) {{
+      items = Constant<value = int64[1] {{1}}>()
+      one = Constant<value = int64[2] {{1, {DIM}}}>()
+      summed = ReduceSum<keepdims = 0>(session, items)
+      {made}
+    }}
+    """
+    onnx.save(parser.parse_model(text), folder / "e.onnx")
+    session = TensorSpec(name="session", dtype="float32", shape=("R", "L", DIM))
+    query = TensorSpec(name="query", dtype="float32", shape=("R", DIM))
+    return OrtEncoder(folder / "e.onnx", [session], [query])
+
+
+def rng() -> np.random.Generator:
+    """The same numbers every time."""
+    return np.random.default_rng(5)

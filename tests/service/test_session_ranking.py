@@ -1,5 +1,6 @@
 """POST /rank and /recommend with session rankers, over real bundles of every form."""
 
+import asyncio
 import gc
 import itertools
 import json
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from model_store.bundle import seal
 from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
-from service import kernels, session_ranking
+from service import encodings, kernels
 from service.errors import BadScores
 from service.item_ids import ItemIds
 from service.ranking import Costs
@@ -596,9 +597,9 @@ class _Encoder(OrtEncoder):
     def __init__(self, ways: Ways) -> None:
         self._ways = ways
 
-    def encode(self, session: Any) -> Ways:
-        """Whatever the session."""
-        return self._ways
+    def encode(self, sessions: Any) -> list[Ways]:
+        """Whatever the sessions."""
+        return [self._ways] * len(sessions)
 
 
 async def test_scores_are_finite_or_an_error_of_ours(serve: Serve, world: World) -> None:
@@ -635,20 +636,20 @@ async def test_what_a_graph_answers_is_checked(
         encoder._graph.run = lambda _: answer  # type: ignore[method-assign]
 
         with pytest.raises(BadScores) as caught:
-            encoder.encode(np.zeros((2, 4), np.float32))
+            encoder.encode(np.zeros((1, 2, 4), np.float32))
     assert said in f"{caught.value}"
 
 
 class _Counting(OrtEncoder):
-    """Counts how often it is asked."""
+    """Counts the sessions that it is asked to encode."""
 
     def __init__(self, encoder: OrtEncoder) -> None:
         self._encoder, self.asked = encoder, 0
 
-    def encode(self, session: Any) -> Ways:
+    def encode(self, sessions: Any) -> list[Ways]:
         """As the encoder."""
-        self.asked += 1
-        return self._encoder.encode(session)
+        self.asked += len(sessions)
+        return self._encoder.encode(sessions)
 
 
 async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
@@ -677,7 +678,103 @@ async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
     assert set(some) <= set(scores)
 
 
-SESSIONS_IN = {1: 1, 8192: 4, 1 << 20: session_ranking.REMEMBERED}  # bytes
+@pytest.mark.parametrize("form", FORMS)
+async def test_what_others_ask_at_the_same_time_changes_no_answer(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Byte for byte, refusals too, though their sessions are encoded together."""
+    publish(store, World(FORMS[form]()), tmp_path)
+    sessions = [[], ["i1"], ["i2"], ["i2"], ["i3", "i4"], ["i4", "i3"], ["i5", "i9"], ["nobody"]]
+    sessions += [["i1", "i2", f"i{row}"] for row in range(20)] + [[*IDS[:5]]]
+    asked = [
+        (path, {"session_items": session, **more, "id": f"{number}"})
+        for number, (session, (path, more)) in enumerate(
+            itertools.product(
+                sessions,
+                [
+                    ("/rank", {"candidates": ["i5", "i7", "new", "i5"]}),
+                    ("/recommend", {"top_k": 3}),
+                ],
+            )
+        )
+    ]
+    asked[7] = ("/rank", {"session_items": ["i1"], "candidates": []})
+    asked[9] = ("/rank", {"session_items": "i1", "candidates": ["i1"]})
+    shared = []
+    prepare = encodings.Encodings.prepare
+    monkeypatch.setattr(
+        encodings.Encodings,
+        "prepare",
+        lambda self, sessions: shared.append(len(sessions)) or prepare(self, sessions),
+    )
+
+    async with serve(models=SESSION, inline_us=1e9) as client:
+
+        async def answer(path: str, body: Any) -> tuple[int, dict[str, Any]]:
+            reply = await client.post(path, json=body, headers={"x-request-id": "r"})
+            found = reply.json()
+            found.pop("timing_ms", None)
+            return reply.status_code, found
+
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        assert ranking._encoder._takes_several
+        alone = []
+        for path, body in asked:
+            ranking.forget()
+            alone.append(await answer(path, body))
+        assert not shared
+        ranking.forget()
+        together = await asyncio.gather(*(answer(path, body) for path, body in asked))
+
+    assert together == alone
+    assert {status for status, _ in alone} == {200, 422}
+    assert max(shared) > 10
+
+
+async def test_a_session_that_cannot_be_encoded_is_refused_alone(
+    serve: Serve, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others that came with it get their answers."""
+    async with serve(models=SESSION) as client:
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        run = ranking._encoder._graph.run
+
+        def poisoned(feeds: Any) -> Any:
+            outputs = run(feeds)
+            lost = (feeds["session"] == world.matrix()[7].astype(np.float32)).all(-1).any(-1)
+            outputs[0][lost] = np.nan
+            return outputs
+
+        monkeypatch.setattr(ranking._encoder._graph, "run", poisoned)
+        replies = await asyncio.gather(
+            *(client.rank(IDS, session_items=[f"i{row}"], model="session") for row in range(12))
+        )
+
+    assert [reply.status_code for reply in replies] == [200] * 7 + [500] + [200] * 4
+
+
+async def test_more_sessions_than_are_remembered_are_encoded_once_each(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be forgotten before it is asked for is not encoded ahead."""
+    publish(store, World(FORMS["8 bits"]()), tmp_path)
+    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 3 * 8192)
+    async with serve(models=SESSION) as client:
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        ranking._encoder = counting = _Counting(ranking._encoder)
+        ranking.forget()
+
+        await asyncio.gather(
+            *(client.rank(IDS, session_items=[item], model="session") for item in IDS[:12])
+        )
+
+    assert counting.asked == 12
+
+
+SESSIONS_IN = {1: 1, 8192: 4, 1 << 20: encodings.REMEMBERED}  # bytes
 
 
 @pytest.mark.parametrize("room", SESSIONS_IN)
@@ -686,12 +783,15 @@ async def test_what_sessions_come_to_takes_no_more_than_its_room(
 ) -> None:
     """Their products with the codewords: of many codewords a session takes megabytes."""
     publish(store, World(FORMS["8 bits"]()), tmp_path)
-    monkeypatch.setattr(session_ranking, "REMEMBERED_BYTES", room)
+    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", room)
     async with serve(models=SESSION) as client:
         ranking = client.service.parts.loader.resolve("session")
         assert isinstance(ranking, SessionRanking)
 
-        assert ranking._serving.encode.cache_info().maxsize == SESSIONS_IN[room]
+        for session in range(SESSIONS_IN[room] + 3):
+            ranking._serving.encodings(np.array(divmod(session, ITEMS), np.intp).tobytes())
+
+        assert len(ranking._serving.encodings) == SESSIONS_IN[room]
 
 
 async def test_a_ranking_goes_when_nothing_serves_it(serve: Serve, world: World) -> None:
@@ -704,7 +804,7 @@ async def test_a_ranking_goes_when_nothing_serves_it(serve: Serve, world: World)
             name="own", version="1", manifest=ranking.manifest, digest=ranking.digest,
             spec=ranking.spec, catalogue=ranking.catalogue, encoder=ranking._encoder,
         )  # fmt: skip
-        own._serving.encode(np.zeros(1, np.intp).tobytes())
+        own._serving.encodings(np.zeros(1, np.intp).tobytes())
         gone = weakref.ref(own)
         gc.disable()
         try:

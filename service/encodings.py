@@ -1,0 +1,92 @@
+"""What sessions come to: encoded alone or several at once, and remembered for a while."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import groupby
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from service.catalogue import Catalogue, CatalogueScoring
+from service.scorer import OrtEncoder, Ways
+
+REMEMBERED: Final = 256  # sessions: the lists of one page come together, and have one session
+REMEMBERED_BYTES: Final = 4 << 20  # of their products with codewords: of many codewords fewer
+
+
+class Encoded(NamedTuple):
+    """What a session comes to, whatever is asked of it.
+
+    Attributes:
+        ways: to the next item.
+        scoring: what its query gives items; None for a ranker without.
+    """
+
+    ways: Ways
+    scoring: CatalogueScoring | None
+
+
+class Encodings:
+    """What sessions of a catalogue's rows come to, by these rows' bytes; the last are remembered.
+
+    Threads ask beside the event loop: what they do to the memory takes one step each.
+    """
+
+    def __init__(self, encoder: OrtEncoder, catalogue: Catalogue) -> None:
+        self._encoder, self._catalogue = encoder, catalogue
+        self._room = _room(catalogue)
+        self._remembered: OrderedDict[bytes, Encoded] = OrderedDict()
+
+    def __contains__(self, session: bytes) -> bool:
+        return session in self._remembered
+
+    def __len__(self) -> int:
+        return len(self._remembered)
+
+    def __call__(self, session: bytes) -> Encoded:
+        """What a session comes to; raises as `OrtEncoder.encode`."""
+        found = self._remembered.get(session)
+        if found is None:
+            vectors = self._catalogue.vectors(np.frombuffer(session, np.intp))
+            found = self._encoded(self._encoder.encode(vectors[None])[0])
+            self._remember(session, found)
+        else:
+            with suppress(KeyError):  # a thread's may have pushed it out
+                self._remembered.move_to_end(session)
+        return found
+
+    def prepare(self, sessions: Iterable[bytes]) -> None:
+        """Encode those that are not remembered, all of one length at once.
+
+        Raises:
+            BadScores: one of them cannot be; the shorter ones are.
+        """
+        unknown = {session for session in sessions if session not in self._remembered}
+        if len(unknown) > self._room:  # the first would be forgotten before it is asked for
+            return
+        for _, alike in groupby(sorted(unknown, key=len), key=len):
+            self._encode([*alike])
+
+    def _encode(self, sessions: list[bytes]) -> None:
+        rows = np.frombuffer(b"".join(sessions), np.intp)
+        vectors = self._catalogue.vectors(rows)
+        shape = (len(sessions), len(rows) // len(sessions), vectors.shape[1])
+        encoded = self._encoder.encode(vectors.reshape(shape))
+        for session, ways in zip(sessions, encoded, strict=True):
+            self._remember(session, self._encoded(ways))
+
+    def _encoded(self, ways: Ways) -> Encoded:
+        return Encoded(ways, None if ways.query is None else self._catalogue.scoring(ways.query))
+
+    def _remember(self, session: bytes, found: Encoded) -> None:
+        self._remembered[session] = found
+        if len(self._remembered) > self._room:
+            self._remembered.popitem(last=False)
+
+
+def _room(catalogue: Catalogue) -> int:
+    """How many sessions are remembered."""
+    parts = (catalogue.base.vectors, catalogue.fresh_vectors)
+    each = sum(part.query_bytes for part in parts if part is not None)
+    return max(1, min(REMEMBERED, REMEMBERED_BYTES // max(1, each)))
