@@ -138,13 +138,13 @@ def parsed(ranking: Ranking, body: bytes) -> RankRequest | RawRankRequest:
 
 
 class _Anew:
-    """Encodings of sessions that are always new."""
+    """Encodings that remember no session."""
 
-    def __init__(self, encodings: Encodings) -> None:
-        self._encodings = encodings
+    def __init__(self, ranking: SessionRanking) -> None:
+        self._of = ranking._encoder, ranking.catalogue  # noqa: SLF001  a benchmark looks inside
 
     def __call__(self, session: bytes) -> Encoded:
-        return self._encodings._encoded([session])[0]  # noqa: SLF001  a benchmark looks inside
+        return Encodings(*self._of)(session)
 
 
 def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
@@ -153,7 +153,7 @@ def prepared_of(ranking: Ranking, body: bytes, limits: Limits) -> Prepared:
     if prepared is None:
         raise SystemExit(f"it is parsed twice, which is no part here: {body[:200]!r}")
     if isinstance(ranking, SessionRanking) and isinstance(prepared, SessionPrepared):
-        return msgspec.structs.replace(prepared, encodings=_Anew(prepared.encodings))
+        return msgspec.structs.replace(prepared, encodings=_Anew(ranking))
     return prepared
 
 

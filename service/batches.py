@@ -18,12 +18,16 @@ MOST: Final = 32  # the first is answered after the last was ranked
 
 
 class _Waiting(NamedTuple):
-    """A request that is ready to be ranked."""
+    """A request that is ready to be ranked.
+
+    Attributes:
+        outcome: what came of it, or why nothing did.
+    """
 
     ranking: Ranking
     prepared: Prepared
     clock: Stopwatch
-    ranked: asyncio.Future[Ranked]
+    outcome: asyncio.Future[Ranked | Exception]
 
 
 class Batches:
@@ -45,40 +49,57 @@ class Batches:
             DeadlineExceeded: the caller's budget was spent while it waited.
         """
         loop = asyncio.get_running_loop()
-        ranked: asyncio.Future[Ranked] = loop.create_future()
-        self._waiting.append(_Waiting(ranking, prepared, clock, ranked))
+        waiting = _Waiting(ranking, prepared, clock, loop.create_future())
+        self._waiting.append(waiting)
         if len(self._waiting) >= MOST:
             self._settle()
         elif len(self._waiting) == 1:
             loop.call_soon(self._settle)
-        return await ranked
+        outcome = await waiting.outcome
+        if isinstance(outcome, Exception):
+            try:
+                raise outcome
+            finally:  # it holds this frame, which must not hold it: a ranking goes when replaced
+                del outcome, waiting
+        return outcome
 
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, []
         _share(waiting)
-        for each in waiting:
-            each.clock.lap("queue")
-            if each.ranked.done():  # cancelled: nobody waits any more
-                continue
-            try:
-                each.clock.check()
-                ranked = each.ranking.rank(each.prepared)
-            except Exception as error:  # noqa: BLE001  it is for who waits
-                each.ranked.set_exception(error)
-            else:
-                each.clock.lap("score")
-                each.ranked.set_result(ranked)
+        waiting.reverse()
+        while waiting:  # not one of them is held by an error of another's
+            _rank(waiting.pop())
 
 
 def _share(waiting: Sequence[_Waiting]) -> None:
-    """Compute what rankings can for several requests at once: a part of each one's score."""
-    batches: dict[Ranking, list[Prepared]] = defaultdict(list)
+    """Compute what each ranking can for several of its requests at once."""
+    batches: dict[Ranking, list[_Waiting]] = defaultdict(list)
     for each in waiting:
-        each.clock.lap("queue")
-        batches[each.ranking].append(each.prepared)
+        batches[each.ranking].append(each)
     for ranking, batch in batches.items():
         if len(batch) > 1:
+            _lap(batch, "queue")
             with suppress(Exception):  # whoever is to blame meets it again, alone
-                ranking.share(batch)
-    for each in waiting:
-        each.clock.lap("score")
+                ranking.share([each.prepared for each in batch])
+            _lap(batch, "score")
+
+
+def _lap(batch: Sequence[_Waiting], stage: str) -> None:
+    for each in batch:
+        each.clock.lap(stage)
+
+
+def _rank(waiting: _Waiting) -> None:
+    ranking, prepared, clock, outcome = waiting
+    clock.lap("queue")
+    if outcome.done():  # cancelled: nobody waits any more
+        return
+    try:
+        clock.check()
+        ranked = ranking.rank(prepared)
+    except Exception as error:  # noqa: BLE001  it is for who waits
+        outcome.set_result(error)
+        del waiting, outcome  # the error holds this frame
+    else:
+        clock.lap("score")
+        outcome.set_result(ranked)

@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 class Encodings:
     """What sessions of a catalogue's rows come to, by these rows' bytes; the last are remembered.
 
-    Threads ask beside the event loop: what they do to the memory takes one step each.
+    Threads ask beside the event loop: each step of what they do to the memory is one of Python's.
     """
 
     def __init__(self, encoder: OrtEncoder, catalogue: Catalogue) -> None:
@@ -46,14 +46,11 @@ class Encodings:
 
     def __call__(self, session: bytes) -> Encoded:
         """What a session comes to; raises as `OrtEncoder.encode`."""
-        found = self._remembered.get(session)
+        found = self._recalled(session)
         if found is None:
             vectors = self._catalogue.vectors(np.frombuffer(session, np.intp))
             found = self._encoded(self._encoder.encode(vectors[None])[0])
             self._remember(session, found)
-        else:
-            with suppress(KeyError):  # a thread's may have pushed it out
-                self._remembered.move_to_end(session)
         return found
 
     def prepare(self, sessions: Iterable[bytes]) -> None:
@@ -62,9 +59,10 @@ class Encodings:
         Raises:
             BadScores: one of them cannot be; the shorter ones are.
         """
-        unknown = {session for session in sessions if session not in self._remembered}
-        if len(unknown) > self._room:  # the first would be forgotten before it is asked for
+        asked_for = {*sessions}
+        if len(asked_for) > self._room:  # the first would be forgotten before it is asked for
             return
+        unknown = [session for session in asked_for if self._recalled(session) is None]
         for _, alike in groupby(sorted(unknown, key=len), key=len):
             self._encode([*alike])
 
@@ -79,10 +77,18 @@ class Encodings:
     def _encoded(self, ways: Ways) -> Encoded:
         return Encoded(ways, None if ways.query is None else self._catalogue.scoring(ways.query))
 
+    def _recalled(self, session: bytes) -> Encoded | None:
+        found = self._remembered.get(session)
+        if found is not None:
+            with suppress(KeyError):  # another thread's session may have pushed it out
+                self._remembered.move_to_end(session)
+        return found
+
     def _remember(self, session: bytes, found: Encoded) -> None:
         self._remembered[session] = found
         if len(self._remembered) > self._room:
-            self._remembered.popitem(last=False)
+            with suppress(KeyError):  # another thread may have taken the last
+                self._remembered.popitem(last=False)
 
 
 def _room(catalogue: Catalogue) -> int:

@@ -30,6 +30,7 @@ Request = RankRequest | RecommendRequest
 Given = Request | RawRankRequest  # as it was parsed
 Scores = NDArray[np.float32]
 Explained = dict[str, dict[str, Any]]  # feature → its value and where it came from
+SHORT_US: Final = 500  # a graph of 100 to 300 us takes up to twice that in cold caches
 RECOMMENDED: Final = 50  # items of /recommend, where the request does not say
 
 
@@ -164,9 +165,12 @@ class Ranking(ABC):
             BadScores: the graph failed, or answered with no number.
         """
 
-    def gains(self, prepared: Any) -> bool:  # noqa: ARG002  most need not look
-        """Whether to be ranked among others takes enough off that it is worth their wait."""
-        return True
+    def gains(self, prepared: Any) -> bool:
+        """Whether to be ranked among others takes enough off that it is worth the wait.
+
+        What caches lack is the same time however long a ranking takes.
+        """
+        return len(prepared.ids) * self.costs.candidate_us <= SHORT_US
 
     def share(self, batch: Sequence[Any]) -> None:  # noqa: B027  most have nothing to share
         """Compute what can be for several requests at once; `rank` finds it.

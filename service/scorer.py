@@ -24,7 +24,8 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
     ValueError,
 )
-SEVERAL: Final = (2, 3, 5, 8, 16, 32)  # sessions, tried at once; the last is how many there may be
+SEVERAL: Final = (2, 3, 5, 8, 16, 32)  # sessions at once, as tried; the last is the most
+ITEMS_AT_ONCE: Final = 1024  # of all of them: long sessions gain little, and take memory for good
 
 
 class OrtGraph:
@@ -136,7 +137,7 @@ class OrtEncoder:
         """
         if len(sessions) == 1:
             return self._run(sessions)
-        step = SEVERAL[-1] if self._takes_several else 1
+        step = _most(sessions.shape[1]) if self._takes_several else 1
         runs = (self._run(sessions[at : at + step]) for at in range(0, len(sessions), step))
         return [ways for run in runs for ways in run]
 
@@ -148,7 +149,7 @@ class OrtEncoder:
         """
         rng = np.random.default_rng(0)
         self._takes_several = all(
-            self._same_at_once(rng.standard_normal((SEVERAL[-1], items, dim), np.float32))
+            self._same_at_once(rng.standard_normal((_most(items), items, dim), np.float32))
             for items in sorted({1, 2, 3, 7, length})
             if items <= length
         )
@@ -156,7 +157,7 @@ class OrtEncoder:
     def _same_at_once(self, sessions: NDArray[np.float32]) -> bool:
         try:
             alone = [self._run(session[None])[0] for session in sessions]
-            at_once = [self._run(sessions[:count]) for count in SEVERAL]
+            at_once = [self._run(sessions[:count]) for count in SEVERAL if count <= len(sessions)]
         except BadScores:  # of several: they are not for this graph
             return False
         return all(
@@ -185,6 +186,11 @@ class OrtEncoder:
         return [
             Ways(**{name: found[name][place].copy() for name in found}) for place in range(count)
         ]
+
+
+def _most(items: int) -> int:
+    """How many sessions of so many items are encoded at once."""
+    return max(1, min(SEVERAL[-1], ITEMS_AT_ONCE // max(1, items)))
 
 
 def require_finite(numbers: NDArray[np.float32]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import rank_parts
 from model_store.store import Store
+from tests.service.sessions import World
 
 
 def test_every_shape_is_measured_and_too_many_candidates_are_told(
@@ -28,6 +29,20 @@ def test_every_shape_is_measured_and_too_many_candidates_are_told(
     assert (
         "ctr@prod is left out: 9 candidates wanted, the bundle knows 5" in capsys.readouterr().err
     )
+
+
+def test_sessions_are_new_to_every_part(store: Store, tmp_path: Path) -> None:
+    """Their encoder runs in each: what is remembered would take next to nothing."""
+    World().write(tmp_path / "session")
+    version = store.publish(tmp_path / "session", "session").version
+    out = tmp_path / "parts.json"
+
+    flags = ["--candidates", "2", "--rounds", "1", "--out", str(out)]
+    assert rank_parts.main([store.url, f"session@{version}", *flags]) == 0
+
+    (figures,) = json.loads(out.read_text())
+    assert (figures["shape"], figures["candidates"]) == ("ids", 2)
+    assert figures["us"]["score"] > 0
 
 
 def test_answers_come_as_most_callers_get_them(store: Store) -> None:

@@ -53,12 +53,21 @@ DIM = 4
 LENGTH = 9
 
 
-APART = "query = ReduceMax<axes = [1], keepdims = 0>(session)"
+APART = "query = Identity(most)"
 MIXED = "mean = ReduceMean<axes = [0]>(summed)  query = Sub(summed, mean)"  # with what else came
+# The same, but for sessions of one item.
+LATER = """
+      second = Slice(session, from, to, items)
+      least = ReduceSum<keepdims = 0>(second, items)
+      mean = ReduceMean<axes = [0]>(least)
+      query = Sub(most, mean)
+"""
 ALONE = "query = Reshape(summed, one)"  # nothing else may come
 
 
-@pytest.mark.parametrize(("made", "takes"), [(APART, True), (MIXED, False), (ALONE, False)])
+@pytest.mark.parametrize(
+    ("made", "takes"), [(APART, True), (MIXED, False), (LATER, False), (ALONE, False)]
+)
 def test_sessions_are_encoded_together_only_where_that_changes_nothing(
     tmp_path: Path, made: str, takes: bool
 ) -> None:
@@ -77,6 +86,7 @@ def test_sessions_are_encoded_together_only_where_that_changes_nothing(
     together = [ways.query for ways in encoder.encode(sessions)]
 
     np.testing.assert_array_equal(together, alone)
+    assert all(query.base is None for query in together[: 3 if takes else 0])  # holds no others
     assert counts == ([SEVERAL[-1], 3] if takes else [1] * len(sessions))
 
 
@@ -98,6 +108,9 @@ def summing(folder: Path, made: str) -> OrtEncoder:
     ways (float[R, L, {DIM}] session) => (float[R, {DIM}] query) {{
       items = Constant<value = int64[1] {{1}}>()
       one = Constant<value = int64[2] {{1, {DIM}}}>()
+      from = Constant<value = int64[1] {{1}}>()
+      to = Constant<value = int64[1] {{2}}>()
+      most = ReduceMax<axes = [1], keepdims = 0>(session)
       summed = ReduceSum<keepdims = 0>(session, items)
       {made}
     }}
@@ -111,3 +124,22 @@ def summing(folder: Path, made: str) -> OrtEncoder:
 def rng() -> np.random.Generator:
     """The same numbers every time."""
     return np.random.default_rng(5)
+
+
+def test_long_sessions_are_encoded_few_at_a_time(tmp_path: Path) -> None:
+    """The runtime keeps the memory that its largest run took, and a trial takes its time."""
+    encoder = summing(tmp_path, APART)
+    counts, run = [], encoder._graph.run
+
+    def counted(feeds: Any) -> Any:
+        counts.append(feeds["session"].shape[:2])
+        return run(feeds)
+
+    encoder._graph.run = counted  # type: ignore[method-assign]
+    encoder.try_several(400, DIM)
+    assert {count for count, length in counts if length == 400} == {1, 2}
+    counts.clear()
+    encoder.encode(np.zeros((5, 400, DIM), np.float32))
+    encoder.encode(np.zeros((2, 5000, DIM), np.float32))
+
+    assert counts == [(2, 400), (2, 400), (1, 400), (1, 5000), (1, 5000)]

@@ -18,11 +18,13 @@ from model_store.bundle import seal
 from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
 from service import encodings, kernels
+from service.candidates import NO_LIMITS
 from service.errors import BadScores
 from service.item_ids import ItemIds
 from service.ranking import Costs
+from service.schemas import convert_rank
 from service.scorer import OrtEncoder, Ways
-from service.session_ranking import SessionRanking, reached
+from service.session_ranking import SessionPrepared, SessionRanking, reached
 from tests.service.conftest import Client, Serve
 from tests.service.sessions import FORMS, IDS, ITEMS, LENGTH, World, neighbours
 
@@ -641,14 +643,20 @@ async def test_what_a_graph_answers_is_checked(
 
 
 class _Counting(OrtEncoder):
-    """Counts the sessions that it is asked to encode."""
+    """Counts the sessions that it is asked to encode, and how many of them at once."""
 
     def __init__(self, encoder: OrtEncoder) -> None:
-        self._encoder, self.asked = encoder, 0
+        self._encoder = encoder
+        self.at_once: list[int] = []
+
+    @property
+    def asked(self) -> int:
+        """All of them."""
+        return sum(self.at_once)
 
     def encode(self, sessions: Any) -> list[Ways]:
         """As the encoder."""
-        self.asked += len(sessions)
+        self.at_once.append(len(sessions))
         return self._encoder.encode(sessions)
 
 
@@ -760,7 +768,7 @@ async def test_more_sessions_than_are_remembered_are_encoded_once_each(
 ) -> None:
     """What would be forgotten before it is asked for is not encoded ahead."""
     publish(store, World(FORMS["8 bits"]()), tmp_path)
-    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 3 * 8192)
+    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 3 * SESSION_BYTES)
     async with serve(models=SESSION) as client:
         ranking = client.service.parts.loader.resolve("session")
         assert isinstance(ranking, SessionRanking)
@@ -774,6 +782,40 @@ async def test_more_sessions_than_are_remembered_are_encoded_once_each(
     assert counting.asked == 12
 
 
+async def test_sessions_are_encoded_by_length_and_what_is_known_is_not(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run for each length and catalogue; and what was longest not asked for is forgotten."""
+    publish(store, World(FORMS["8 bits"]()), tmp_path)
+    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 6 * SESSION_BYTES)
+    async with serve(models=SESSION) as client:
+        ranking = client.service.parts.loader.resolve("session")
+        assert isinstance(ranking, SessionRanking)
+        ranking._encoder = counting = _Counting(ranking._encoder)
+        ranking.forget()
+
+        def prepared(*session: str) -> SessionPrepared:
+            request = convert_rank({"session_items": session, "candidates": IDS})
+            return ranking.prepare(request, NO_LIMITS)
+
+        batch = [prepared(*s.split()) for s in ("i1", "i2 i3", "i4", "i5 i6", "i7", "i1")]
+        ranking.rank(batch[0])
+        ranking.catalogue = ranking.catalogue.with_fresh(ranking.catalogue.fresh)
+        batch.append(later := prepared("i1"))
+        ranking.share(batch)
+        assert sorted(counting.at_once) == [1, 1, 2, 2]  # i1, i1 of the later one, by length
+        for each in batch:
+            ranking.rank(each)
+        assert counting.asked == 6
+
+        for item in ("i2", "i3", "i4", "i5", "i6", "i1", "i7"):  # one more than there is room for
+            ranking.rank(prepared(item))
+        assert counting.asked == 12
+        assert not ranking.gains(later)
+        assert ranking.gains(prepared("i2"))
+
+
+SESSION_BYTES = 2 * 256 * 4  # products with the codewords of two books
 SESSIONS_IN = {1: 1, 8192: 4, 1 << 20: encodings.REMEMBERED}  # bytes
 
 
