@@ -20,6 +20,7 @@ from model_store.bundle import open_bundle
 from model_store.store import Store
 from service import stopwatch
 from service.app import THREAD_NICE, create_app
+from service.batches import Batches
 from service.ranking import Costs, Ranking
 from service.settings import Settings
 from tests.service.conftest import FLOPS, Client, Serve, lifespan
@@ -272,6 +273,29 @@ async def test_a_long_body_is_refused_in_the_same_words(serve: Serve) -> None:
     assert apart.status_code == inline.status_code == 422
     assert apart.json()["errors"] == inline.json()["errors"]
     assert late.json()["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("requests", "candidate_us", "batched"), [(2, 0.0, 2), (2, 1e6, 0), (1, 0.0, 0)]
+)
+async def test_short_rankings_are_batched_where_there_are_several(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, requests: int, candidate_us: float, batched: int
+) -> None:
+    """A long one gains too little to wait for others, and one that is alone waits for none."""
+    seen = []
+    rank = Batches.rank
+
+    def told(self: Batches, *args: Any) -> Any:
+        seen.append(args)
+        return rank(self, *args)
+
+    monkeypatch.setattr(Batches, "rank", told)
+    async with serve(inline_us=1e9) as client:
+        client.service.parts.loader.resolve(None).costs = Costs(candidate_us=candidate_us)
+        replies = await asyncio.gather(*(client.post("/rank", json=BODY) for _ in range(requests)))
+
+    assert [reply.status_code for reply in replies] == [200] * requests
+    assert len(seen) == batched
 
 
 async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(

@@ -787,7 +787,7 @@ async def test_sessions_are_encoded_by_length_and_what_is_known_is_not(
 ) -> None:
     """One run for each length and catalogue; and what was longest not asked for is forgotten."""
     publish(store, World(FORMS["8 bits"]()), tmp_path)
-    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 6 * SESSION_BYTES)
+    monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 12 * SESSION_BYTES)
     async with serve(models=SESSION) as client:
         ranking = client.service.parts.loader.resolve("session")
         assert isinstance(ranking, SessionRanking)
@@ -798,20 +798,22 @@ async def test_sessions_are_encoded_by_length_and_what_is_known_is_not(
             request = convert_rank({"session_items": session, "candidates": IDS})
             return ranking.prepare(request, NO_LIMITS)
 
-        batch = [prepared(*s.split()) for s in ("i1", "i2 i3", "i4", "i5 i6", "i7", "i1")]
+        batch = [prepared("i1"), prepared("i1")]
+        for row in range(2, 10, 2):
+            batch += [prepared(f"i{row}"), prepared(f"i{row}", f"i{row + 1}")]
         ranking.rank(batch[0])
         ranking.catalogue = ranking.catalogue.with_fresh(ranking.catalogue.fresh)
-        batch.append(later := prepared("i1"))
+        batch.append(prepared("i1"))
         ranking.share(batch)
-        assert sorted(counting.at_once) == [1, 1, 2, 2]  # i1, i1 of the later one, by length
+        assert sorted(counting.at_once) == [1, 1, 4, 4]  # i1, i1 anew, the others by length
         for each in batch:
             ranking.rank(each)
-        assert counting.asked == 6
+        assert counting.asked == 10
 
-        for item in ("i2", "i3", "i4", "i5", "i6", "i1", "i7"):  # one more than there is room for
-            ranking.rank(prepared(item))
-        assert counting.asked == 12
-        assert not ranking.gains(later)
+        for row in (*range(2, 13), 1, 13):  # i1 and eleven more, and one too many
+            ranking.rank(prepared(f"i{row}"))
+        assert counting.asked == 22
+        assert not ranking.gains(prepared("i1"))
         assert ranking.gains(prepared("i2"))
 
 
