@@ -168,9 +168,12 @@ class Endpoint:
         asked = self._read(body, whole, clock, request_id)
         if asked.ranking.predicted_us(asked.request, len(body)) > inline_us:
             return await self._apart(lambda: self._reply(asked, clock))
-        if self._parts.in_flight.count == 1:
-            return self._reply(asked, clock)
-        return await self._among_others(asked, clock)
+        ready = self._ready(asked, clock)
+        if not self._is_for_batch(ready):
+            return self._answered(ready, _ranked(ready, clock), clock)
+        ranked = await self._parts.batches.rank(ready.ranking, ready.prepared, clock)
+        clock.lap("queue")
+        return self._answered(ready, ranked, clock)
 
     async def _apart(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work)
@@ -202,15 +205,11 @@ class Endpoint:
         ready = self._ready(asked, clock)
         return self._answered(ready, _ranked(ready, clock), clock)
 
-    async def _among_others(self, asked: Asked, clock: Stopwatch) -> tuple[list[Header], bytes]:
-        """The same, where others came at the same time."""
-        ready = self._ready(asked, clock)
-        batches = self._parts.batches
-        if not (batches.waiting or ready.ranking.gains(ready.prepared)):
-            return self._answered(ready, _ranked(ready, clock), clock)
-        ranked = await batches.rank(ready.ranking, ready.prepared, clock)
-        clock.lap("queue")
-        return self._answered(ready, ranked, clock)
+    def _is_for_batch(self, ready: Ready) -> bool:
+        parts = self._parts
+        if parts.in_flight.count == 1:
+            return False
+        return parts.batches.waiting or ready.ranking.gains(ready.prepared)
 
     def _ready(self, asked: Asked, clock: Stopwatch) -> Ready:
         clock.lap("queue")  # it may have waited for a thread
