@@ -1,8 +1,8 @@
 """Requests that wait at the same time, ranked one after the other.
 
 What comes between two rankings, parsing, look-ups and the network, pushes their code and weights
-out of the processor's caches: a graph that runs right after itself takes half of the time. Nobody
-is waited for: a batch is what has arrived by the same turn of the event loop.
+out of the processor's caches: right after itself a graph takes as little as half of the time.
+Nobody is waited for: a batch is what has arrived by the same turn of the event loop.
 """
 
 import asyncio
