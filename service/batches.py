@@ -17,7 +17,7 @@ from service.stopwatch import Stopwatch
 MOST: Final = 32  # the first is answered after the last was ranked
 
 
-class _Waiting(NamedTuple):
+class _Asked(NamedTuple):
     """A request that is ready to be ranked.
 
     Attributes:
@@ -31,14 +31,14 @@ class _Waiting(NamedTuple):
 
 
 class Batches:
-    """Ranks what waits, at the next turn of the event loop or when there is enough of it."""
+    """Ranks what waits, once this turn of the event loop is over or there is enough of it."""
 
     def __init__(self) -> None:
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Asked] = []
 
     @property
     def waiting(self) -> bool:
-        """Whether somebody waits: what is ranked now, alone, comes between those before and it."""
+        """Whether somebody waits: what is ranked alone now cools the caches that they share."""
         return bool(self._waiting)
 
     async def rank(self, ranking: Ranking, prepared: Prepared, clock: Stopwatch) -> Ranked:
@@ -49,32 +49,32 @@ class Batches:
             DeadlineExceeded: the caller's budget was spent while it waited.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(ranking, prepared, clock, loop.create_future())
-        self._waiting.append(waiting)
+        asked = _Asked(ranking, prepared, clock, loop.create_future())
+        self._waiting.append(asked)
         if len(self._waiting) >= MOST:
-            self._settle()
+            self._settle()  # and again when the loop gets there, with what has come by then
         elif len(self._waiting) == 1:
             loop.call_soon(self._settle)
-        outcome = await waiting.outcome
+        outcome = await asked.outcome
         if isinstance(outcome, Exception):
             try:
                 raise outcome
-            finally:  # it holds this frame, which must not hold it: a ranking goes when replaced
-                del outcome, waiting
+            finally:  # an error that its own traceback leads to keeps a ranking that was replaced
+                del outcome, asked
         return outcome
 
     def _settle(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        _share(waiting)
-        waiting.reverse()
-        while waiting:  # not one of them is held by an error of another's
-            _rank(waiting.pop())
+        batch, self._waiting = self._waiting, []
+        _share(batch)
+        batch.reverse()
+        while batch:  # popped, as the traceback of an error leads here, and to what is left
+            _rank(batch.pop())
 
 
-def _share(waiting: Sequence[_Waiting]) -> None:
+def _share(every: Sequence[_Asked]) -> None:
     """Compute what each ranking can for several of its requests at once."""
-    batches: dict[Ranking, list[_Waiting]] = defaultdict(list)
-    for each in waiting:
+    batches: dict[Ranking, list[_Asked]] = defaultdict(list)
+    for each in every:
         batches[each.ranking].append(each)
     for ranking, batch in batches.items():
         if len(batch) > 1:
@@ -84,13 +84,13 @@ def _share(waiting: Sequence[_Waiting]) -> None:
             _lap(batch, "score")
 
 
-def _lap(batch: Sequence[_Waiting], stage: str) -> None:
+def _lap(batch: Sequence[_Asked], stage: str) -> None:
     for each in batch:
         each.clock.lap(stage)
 
 
-def _rank(waiting: _Waiting) -> None:
-    ranking, prepared, clock, outcome = waiting
+def _rank(asked: _Asked) -> None:
+    ranking, prepared, clock, outcome = asked
     clock.lap("queue")
     if outcome.done():  # cancelled: nobody waits any more
         return
@@ -99,7 +99,7 @@ def _rank(waiting: _Waiting) -> None:
         ranked = ranking.rank(prepared)
     except Exception as error:  # noqa: BLE001  it is for who waits
         outcome.set_result(error)
-        del waiting, outcome  # the error holds this frame
+        del asked, outcome  # its traceback leads to this frame
     else:
         clock.lap("score")
         outcome.set_result(ranked)

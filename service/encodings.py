@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 class Encodings:
     """What sessions of a catalogue's rows come to, by these rows' bytes; the last are remembered.
 
-    Threads ask beside the event loop: each step of what they do to the memory is one of Python's.
+    Threads ask beside the event loop: each operation on the dictionary is atomic.
     """
 
     def __init__(self, encoder: OrtEncoder, catalogue: Catalogue) -> None:

@@ -165,12 +165,15 @@ class Ranking(ABC):
             BadScores: the graph failed, or answered with no number.
         """
 
-    def gains(self, prepared: Any) -> bool:
-        """Whether to be ranked among others takes enough off that it is worth the wait.
-
-        What caches lack is the same time however long a ranking takes.
-        """
+    def is_short(self, prepared: Prepared) -> bool:
+        """Whether what the processor's caches lack is much of what ranking it takes."""
+        if prepared.method is not None:
+            return self.costs.catalogue_us <= SHORT_US
         return len(prepared.ids) * self.costs.candidate_us <= SHORT_US
+
+    def gains(self, prepared: Any) -> bool:  # noqa: ARG002  most need not look
+        """Whether a short one is worth a wait for others."""
+        return True
 
     def share(self, batch: Sequence[Any]) -> None:  # noqa: B027  most have nothing to share
         """Compute what can be for several requests at once; `rank` finds it.

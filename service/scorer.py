@@ -24,8 +24,9 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
     ValueError,
 )
-SEVERAL: Final = (2, 3, 5, 8, 16, 32)  # sessions at once, as tried; the last is the most
+MOST_AT_ONCE: Final = 32  # sessions in a run
 ITEMS_AT_ONCE: Final = 1024  # of all of them: long sessions gain little, and take memory for good
+TRIED: Final = frozenset({2, 3, 5, 8, 16})  # sessions at once, besides as many as there may be
 
 
 class OrtGraph:
@@ -145,7 +146,8 @@ class OrtEncoder:
         """Find out whether sessions encoded at once come to what each comes to alone.
 
         To the last bit, or they never are: an answer must not depend on what else was asked. How
-        a product is summed up can depend on how many rows it has.
+        a product is summed up can depend on how many rows it has, by the runtime's kernels for
+        this processor: so it is tried, with some lengths and numbers of sessions.
         """
         rng = np.random.default_rng(0)
         self._takes_several = all(
@@ -157,8 +159,9 @@ class OrtEncoder:
     def _same_at_once(self, sessions: NDArray[np.float32]) -> bool:
         try:
             alone = [self._run(session[None])[0] for session in sessions]
-            at_once = [self._run(sessions[:count]) for count in SEVERAL if count <= len(sessions)]
-        except BadScores:  # of several: they are not for this graph
+            counts = {count for count in TRIED if count < len(sessions)} | {len(sessions)}
+            at_once = [self._run(sessions[:count]) for count in sorted(counts)]
+        except BadScores:  # several are not for this graph, or it makes nothing of such numbers
             return False
         return all(
             one is None or other is None or np.array_equal(one, other)  # None of both, or of none
@@ -190,7 +193,7 @@ class OrtEncoder:
 
 def _most(items: int) -> int:
     """How many sessions of so many items are encoded at once."""
-    return max(1, min(SEVERAL[-1], ITEMS_AT_ONCE // max(1, items)))
+    return max(1, min(MOST_AT_ONCE, ITEMS_AT_ONCE // max(1, items)))
 
 
 def require_finite(numbers: NDArray[np.float32]) -> None:

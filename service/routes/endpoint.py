@@ -157,7 +157,7 @@ class Endpoint:
     async def _rank(
         self, body: bytes, clock: Stopwatch, request_id: str
     ) -> tuple[list[Header], bytes]:
-        """Here if the event loop can wait for it, else on a thread."""
+        """On a thread if it takes long; else here, alone or among what waits (`Batches`)."""
         inline_us, operation = self._settings.inline_us, self._operation
         if len(body) * PARSE_US_PER_BYTE > inline_us:
             long = partial(operation.parse_long, body)
@@ -206,10 +206,11 @@ class Endpoint:
         return self._answered(ready, _ranked(ready, clock), clock)
 
     def _is_for_batch(self, ready: Ready) -> bool:
-        parts = self._parts
-        if parts.in_flight.count == 1:
+        """Whether others may have come with it, and to be ranked among them takes something off."""
+        parts, ranking, prepared = self._parts, ready.ranking, ready.prepared
+        if parts.in_flight.count == 1 or not ranking.is_short(prepared):
             return False
-        return parts.batches.waiting or ready.ranking.gains(ready.prepared)
+        return parts.batches.waiting or ranking.gains(prepared)
 
     def _ready(self, asked: Asked, clock: Stopwatch) -> Ready:
         clock.lap("queue")  # it may have waited for a thread

@@ -24,7 +24,7 @@ from service.assembly import assemble, kind_of
 from service.item_ids import ItemIds
 from service.ranking import NO_LIMITS, Ranking
 from service.schemas import convert_rank, parse_recommend
-from service.scorer import SEVERAL
+from service.scorer import MOST_AT_ONCE
 from service.session_ranking import SessionRanking
 from tests.compress.sessions.tracing import traced_once
 
@@ -102,7 +102,7 @@ def test_sessions_encoded_together_come_to_the_same_bits(bundle: Bundle, ranking
     encoder, spec = ranking._encoder, ranking.spec
     rng = np.random.default_rng(2)
     for length in range(spec.length + 1):
-        sessions = rng.standard_normal((SEVERAL[-1], length, spec.dim), np.float32)
+        sessions = rng.standard_normal((MOST_AT_ONCE, length, spec.dim), np.float32)
         alone = [encoder.encode(session[None])[0] for session in sessions]
         for count in range(2, len(sessions) + 1):
             for one, other in zip(encoder.encode(sessions[:count]), alone, strict=False):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, parser
 
 from model_store.manifest import TensorSpec
 from service.errors import BadScores
-from service.scorer import SEVERAL, OrtEncoder, OrtGraph, OrtScorer
+from service.scorer import MOST_AT_ONCE, OrtEncoder, OrtGraph, OrtScorer
 
 X = TensorSpec(name="x", dtype="float32", shape=("N",))
 SCORE = TensorSpec(name="score", dtype="float32", shape=("N",))
@@ -73,7 +73,7 @@ def test_sessions_are_encoded_together_only_where_that_changes_nothing(
 ) -> None:
     """Not a bit of what each comes to alone; else it is one after the other, to the same end."""
     encoder = summing(tmp_path, made)
-    sessions = rng().standard_normal((SEVERAL[-1] + 3, 5, DIM), np.float32)
+    sessions = rng().standard_normal((MOST_AT_ONCE + 3, 5, DIM), np.float32)
     alone = [encoder.encode(session[None])[0].query for session in sessions]
     encoder.try_several(LENGTH, DIM)
     counts, run = [], encoder._graph.run
@@ -87,7 +87,7 @@ def test_sessions_are_encoded_together_only_where_that_changes_nothing(
 
     np.testing.assert_array_equal(together, alone)
     assert all(query.base is None for query in together[: 3 if takes else 0])  # holds no others
-    assert counts == ([SEVERAL[-1], 3] if takes else [1] * len(sessions))
+    assert counts == ([MOST_AT_ONCE, 3] if takes else [1] * len(sessions))
 
 
 def test_a_session_that_has_no_number_is_told_whatever_came_with_it(tmp_path: Path) -> None:

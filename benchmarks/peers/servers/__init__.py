@@ -1,9 +1,9 @@
 """The servers side by side, each at what its documentation advises for low latency on one core.
 
 Everywhere: one worker on one core, one ONNX Runtime thread, no request log, metrics as they come,
-uvloop and httptools where uvicorn serves, no batching across requests (with one thread it only adds
-a wait), the ranking on the event loop where the server lets a handler run there. Where a server
-lets a handler read and write bytes itself, orjson does both.
+uvloop and httptools where uvicorn serves, no waiting for others to batch with (with one thread it
+only adds a wait), the ranking on the event loop where the server lets a handler run there. Where a
+server lets a handler read and write bytes itself, orjson does both.
 """
 
 from collections.abc import Mapping
@@ -162,6 +162,6 @@ SLIMRANK: Final = Peer(
     source="docs/operations.md",
     parses="msgspec, typed",
     catalogue="by id, from the bundle",
-    batches="no",
+    batches="what has arrived is ranked in a row, nothing is waited for; always",
     swaps="an alias in the store, without a failed request",
 )
