@@ -21,8 +21,8 @@ from service import encodings, kernels
 from service.candidates import NO_LIMITS
 from service.errors import BadScores
 from service.item_ids import ItemIds
-from service.ranking import Costs
-from service.schemas import convert_rank
+from service.ranking import SHORT_US, Costs
+from service.schemas import RecommendRequest, convert_rank
 from service.scorer import OrtEncoder, Ways
 from service.session_ranking import SessionPrepared, SessionRanking, reached
 from tests.service.conftest import Client, Serve
@@ -660,13 +660,19 @@ class _Counting(OrtEncoder):
         return self._encoder.encode(sessions)
 
 
+def counted(client: Client) -> tuple[SessionRanking, _Counting]:
+    """The ranking that a client asks, remembering nothing, and what its encoder is asked."""
+    ranking = client.service.parts.loader.resolve("session")
+    assert isinstance(ranking, SessionRanking)
+    ranking._encoder = counting = _Counting(ranking._encoder)
+    ranking.forget()
+    return ranking, counting
+
+
 async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
     """However many lists are ranked after it; another session, or other fresh items, anew."""
     async with serve(models=SESSION) as client:
-        ranking = client.service.parts.loader.resolve("session")
-        assert isinstance(ranking, SessionRanking)
-        ranking._encoder = counting = _Counting(ranking._encoder)
-        ranking.forget()
+        ranking, counting = counted(client)
 
         async def asked(path: str, *session: str, **more: Any) -> tuple[int, Any]:
             before = counting.asked
@@ -770,10 +776,7 @@ async def test_more_sessions_than_are_remembered_are_encoded_once_each(
     publish(store, World(FORMS["8 bits"]()), tmp_path)
     monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 3 * SESSION_BYTES)
     async with serve(models=SESSION) as client:
-        ranking = client.service.parts.loader.resolve("session")
-        assert isinstance(ranking, SessionRanking)
-        ranking._encoder = counting = _Counting(ranking._encoder)
-        ranking.forget()
+        _, counting = counted(client)
 
         await asyncio.gather(
             *(client.rank(IDS, session_items=[item], model="session") for item in IDS[:12])
@@ -789,10 +792,7 @@ async def test_sessions_are_encoded_by_length_and_what_is_known_is_not(
     publish(store, World(FORMS["8 bits"]()), tmp_path)
     monkeypatch.setattr(encodings, "REMEMBERED_BYTES", 12 * SESSION_BYTES)
     async with serve(models=SESSION) as client:
-        ranking = client.service.parts.loader.resolve("session")
-        assert isinstance(ranking, SessionRanking)
-        ranking._encoder = counting = _Counting(ranking._encoder)
-        ranking.forget()
+        ranking, counting = counted(client)
 
         def prepared(*session: str) -> SessionPrepared:
             request = convert_rank({"session_items": session, "candidates": IDS})
@@ -815,6 +815,22 @@ async def test_sessions_are_encoded_by_length_and_what_is_known_is_not(
         assert counting.asked == 22
         assert not ranking.gains(prepared("i1"))
         assert ranking.gains(prepared("i2"))
+
+
+async def test_what_takes_long_is_told_by_what_is_asked(serve: Serve, world: World) -> None:
+    """Of candidates by their number, of the whole catalogue by its own time."""
+    async with serve(models=SESSION) as client:
+        ranking, _ = counted(client)
+        ids = convert_rank({"session_items": ["i1"], "candidates": IDS})
+        some, best = (
+            ranking.prepare(ids, NO_LIMITS),
+            ranking.prepare_best(RecommendRequest(), NO_LIMITS),
+        )
+
+        ranking.costs = Costs(candidate_us=SHORT_US)
+        assert (ranking.is_short(some), ranking.is_short(best)) == (False, True)
+        ranking.costs = Costs(catalogue_us=2 * SHORT_US)
+        assert (ranking.is_short(some), ranking.is_short(best)) == (True, False)
 
 
 SESSION_BYTES = 2 * 256 * 4  # products with the codewords of two books
