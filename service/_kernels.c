@@ -23,7 +23,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 17 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 18 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -1037,19 +1037,25 @@ static PyObject *py_best_first(PyObject *self, PyObject *args)
     return DONE_WITH(&scores, &places, &best);
 }
 
-/* What stands at some places of a list. */
+/* What stands at some places of a list, all of which it has. */
+static PyObject *picked(PyObject *list, const int64_t *places, Py_ssize_t count)
+{
+    PyObject *found = PyList_New(count);
+    for (Py_ssize_t i = 0; found && i < count; i++)
+        PyList_SET_ITEM(found, i, Py_NewRef(PyList_GET_ITEM(list, places[i])));
+    return found;
+}
+
 static PyObject *py_picked(PyObject *self, PyObject *args)
 {
-    PyObject *list, *picked = NULL;
+    PyObject *list, *found = NULL;
     Py_buffer places;
     if (!PyArg_ParseTuple(args, "O!y*", &PyList_Type, &list, &places))
         return NULL;
     if (are_rows(&places, PyList_GET_SIZE(list)))
-        picked = PyList_New(places.len / (Py_ssize_t)sizeof(int64_t));
-    for (Py_ssize_t i = 0; picked && i < PyList_GET_SIZE(picked); i++)
-        PyList_SET_ITEM(picked, i, Py_NewRef(PyList_GET_ITEM(list, ((int64_t *)places.buf)[i])));
+        found = picked(list, places.buf, places.len / (Py_ssize_t)sizeof(int64_t));
     PyBuffer_Release(&places);
-    return picked;
+    return found;
 }
 
 static PyObject *py_items_json(PyObject *self, PyObject *args)
@@ -1101,6 +1107,95 @@ static PyObject *py_taken(PyObject *self, PyObject *args)
         Py_END_ALLOW_THREADS
     }
     return DONE_WITH(&codes, &rows, &tables, &found);
+}
+
+/* A query's products with the codewords of items, and what the items of its session get besides. */
+typedef struct {
+    Py_buffer codes, tables, session, repeats;
+    Py_ssize_t width, books, words;
+} Query;
+
+#define QUERY "service._kernels.query" /* the capsule's name */
+
+static void free_query(PyObject *capsule)
+{
+    Query *query = PyCapsule_GetPointer(capsule, QUERY);
+    done_with((Py_buffer *[]){&query->codes, &query->tables, &query->session, &query->repeats, NULL});
+    PyMem_Free(query);
+}
+
+static PyObject *py_query(PyObject *self, PyObject *args)
+{
+    Query *query = PyMem_Calloc(1, sizeof *query);
+    if (!query)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(query, QUERY, free_query);
+    if (!capsule) {
+        PyMem_Free(query);
+        return NULL;
+    }
+    if (PyArg_ParseTuple(args, "y*nny*ny*y*", &query->codes, &query->width, &query->books,
+                         &query->tables, &query->words, &query->session, &query->repeats)) {
+        if (query->session.len / (Py_ssize_t)sizeof(int64_t) ==
+            query->repeats.len / (Py_ssize_t)sizeof(float))
+            return capsule;
+        PyErr_SetString(PyExc_ValueError, "expected a weight for each item of the session");
+    }
+    Py_DECREF(capsule);
+    return NULL;
+}
+
+/* Scores of items that are there; whether all are finite. */
+static int scored(const Query *query, const int64_t *rows, Py_ssize_t count, float *scores)
+{
+    taken(query->codes.buf, query->width, query->books, rows, count, query->tables.buf,
+          query->words, scores);
+    add_repeats(scores, rows, count, query->session.buf, query->repeats.buf,
+                query->repeats.len / (Py_ssize_t)sizeof(float));
+    return all_finite(scores, count);
+}
+
+/* The best of a list by scores of their rows, with these and their places; None if a score is not
+ * finite. */
+static PyObject *ranked(const Query *query, PyObject *list, const Py_buffer *rows,
+                        const Py_buffer *places, const Py_buffer *best)
+{
+    Py_ssize_t count = rows->len / (Py_ssize_t)sizeof(int64_t);
+    Py_ssize_t wanted = best->len / (Py_ssize_t)sizeof(float);
+    if (count != PyList_GET_SIZE(list) || wanted > count || count > INT32_MAX ||
+        places->len / (Py_ssize_t)sizeof(int64_t) != wanted) {
+        PyErr_SetString(PyExc_ValueError, "expected a row for each value, a place for each of the best");
+        return NULL;
+    }
+    if (!are_rows(rows, query->codes.len / (query->width * query->books)))
+        return NULL;
+    float *scores = PyMem_Malloc((size_t)count * sizeof *scores);
+    if (!scores)
+        return PyErr_NoMemory();
+    PyObject *found = NULL;
+    if (!scored(query, rows->buf, count, scores))
+        found = Py_NewRef(Py_None);
+    else if (best_first(scores, count, places->buf, best->buf, wanted))
+        found = picked(list, places->buf, wanted);
+    else
+        PyErr_NoMemory();
+    PyMem_Free(scores);
+    return found;
+}
+
+static PyObject *py_ranked(PyObject *self, PyObject *args)
+{
+    PyObject *capsule, *list, *found = NULL;
+    Py_buffer rows, places, best;
+    if (!PyArg_ParseTuple(args, "OO!y*w*w*", &capsule, &PyList_Type, &list, &rows, &places, &best))
+        return NULL;
+    const Query *query = PyCapsule_GetPointer(capsule, QUERY);
+    if (query)
+        found = ranked(query, list, &rows, &places, &best);
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&places);
+    PyBuffer_Release(&best);
+    return found;
 }
 
 static PyObject *py_vectors(PyObject *self, PyObject *args)
@@ -1189,6 +1284,8 @@ static PyMethodDef methods[] = {
     {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores, cold)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
+    {"query", py_query, METH_VARARGS, "query(codes, width, M, tables, K, session, repeats)"},
+    {"ranked", py_ranked, METH_VARARGS, "ranked(query, list, rows, places, best)"},
     {"vectors", py_vectors, METH_VARARGS,
      "vectors(codes, bytes, rows, codebooks, M, K, width, concatenated, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

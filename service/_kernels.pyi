@@ -24,6 +24,19 @@ def taken(
     found: Array,
     /,
 ) -> None: ...
+def query(
+    codes: Array,
+    width: int,
+    books: int,
+    tables: Array,
+    words: int,
+    session: Array,
+    repeats: Array,
+    /,
+) -> object: ...
+def ranked(
+    query: object, values: list[Any], rows: Array, places: Array, best: Array, /
+) -> list[Any] | None: ...
 def vectors(
     codes: Array,
     bytes_: int,

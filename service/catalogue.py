@@ -20,8 +20,8 @@ from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
 from service.item_ids import UNKNOWN, ItemIds
-from service.item_scores import Best, ItemScores, LookUps, Shuffles, fastest
-from service.kernels import Blocks, in_blocks, out_of_blocks
+from service.item_scores import Best, ItemScores, LookedUp, LookUps, Shuffles, fastest
+from service.kernels import Blocks, Query, in_blocks, out_of_blocks
 
 
 class _Form(NamedTuple):
@@ -234,6 +234,19 @@ class CatalogueScoring:
             for part in (base.vectors, catalogue.fresh_vectors)
         ]
         self._mean = base.mean @ query
+
+    def loop(self, session: Rows, repeats: Floats) -> Query | None:
+        """What ranks known items by this query, and by what a session's own items add besides.
+
+        Args:
+            session: (L,) rows.
+            repeats: (L,) log weights.
+
+        Returns:
+            None where it takes more than one loop.
+        """
+        own, fresh = self._parts
+        return own.loop(session, repeats) if isinstance(own, LookedUp) and fresh is None else None
 
     def __call__(self, rows: Rows, *, known: bool) -> Floats:
         """(n,) products with the items of ``rows``; the mean item's for -1.

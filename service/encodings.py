@@ -8,11 +8,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from model_store.arrays import Floats, Rows
+from service import kernels
 from service.catalogue import Catalogue, CatalogueScoring
 from service.scorer import OrtEncoder, Ways
 
 REMEMBERED: Final = 256  # sessions: the lists of one page come together, and have one session
 REMEMBERED_BYTES: Final = 4 << 20  # of their products with codewords: of many codewords fewer
+NO_ROWS: Final[Rows] = np.empty(0, np.intp)
+NO_REPEATS: Final[Floats] = np.empty(0, np.float32)
 
 
 class Encoded(NamedTuple):
@@ -21,10 +25,12 @@ class Encoded(NamedTuple):
     Attributes:
         ways: to the next item.
         scoring: what its query gives items; None for a ranker without.
+        loop: ranks known items by all that the session says, in one pass; None where it cannot.
     """
 
     ways: Ways
     scoring: CatalogueScoring | None
+    loop: kernels.Query | None
 
 
 class Encodings:
@@ -49,7 +55,7 @@ class Encodings:
         found = self._recalled(session)
         if found is None:
             vectors = self._catalogue.vectors(np.frombuffer(session, np.intp))
-            found = self._encoded(self._encoder.encode(vectors[None])[0])
+            found = self._encoded(session, self._encoder.encode(vectors[None])[0])
             self._remember(session, found)
         return found
 
@@ -72,10 +78,18 @@ class Encodings:
         shape = (len(sessions), len(rows) // len(sessions), vectors.shape[1])
         encoded = self._encoder.encode(vectors.reshape(shape))
         for session, ways in zip(sessions, encoded, strict=True):
-            self._remember(session, self._encoded(ways))
+            self._remember(session, self._encoded(session, ways))
 
-    def _encoded(self, ways: Ways) -> Encoded:
-        return Encoded(ways, None if ways.query is None else self._catalogue.scoring(ways.query))
+    def _encoded(self, session: bytes, ways: Ways) -> Encoded:
+        if ways.query is None:
+            return Encoded(ways, None, None)
+        scoring = self._catalogue.scoring(ways.query)
+        if ways.follow is not None:  # it adds to items that the session does not have
+            return Encoded(ways, scoring, None)
+        rows, repeats = np.frombuffer(session, np.intp), ways.repeat
+        if repeats is None:
+            rows, repeats = NO_ROWS, NO_REPEATS
+        return Encoded(ways, scoring, scoring.loop(rows, repeats))
 
     def _recalled(self, session: bytes) -> Encoded | None:
         found = self._remembered.get(session)

@@ -103,6 +103,29 @@ class Products:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What multiplies a query with items, by its products with the codewords.
+
+    Attributes:
+        codes: (N, M) of one or two bytes.
+        tables: (M, K) the products.
+    """
+
+    codes: kernels.Codes
+    tables: Floats
+
+    def __call__(self, rows: Rows) -> Floats:
+        """(n,) for rows (n,)."""
+        return kernels.taken(self.codes, rows, self.tables)
+
+    def loop(self, session: Rows, repeats: Floats) -> kernels.Query | None:
+        """As `CatalogueScoring.loop`; None where loops are not compiled."""
+        if not kernels.COMPILED:
+            return None
+        return kernels.Query(self.codes, self.tables, session, repeats)
+
+
+@dataclass(frozen=True, slots=True)
 class LookUps:
     """Codes of one or two bytes, looked up item by item."""
 
@@ -128,7 +151,7 @@ class LookUps:
 
     def scoring(self, query: Floats) -> Scoring:
         """What multiplies a query (dim,) with items: its products with the codewords."""
-        return partial(kernels.taken, self.table.codes, tables=self.table.sub_scores(query))
+        return LookedUp(self.table.codes, self.table.sub_scores(query))
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""

@@ -55,12 +55,14 @@ class SessionPrepared(Prepared, frozen=True, gc=False, kw_only=True):
     """A request, ready to score.
 
     Attributes:
+        ids: texts, as they came; none of /recommend.
         catalogue: the one that the request's rows belong to.
         encodings: of sessions of its rows.
         session: (L,) rows of the session's items, oldest first.
         rows: (N,) the candidates' rows, -1 for unknown ones; of /recommend the excluded ones.
     """
 
+    ids: list[str]
     catalogue: Catalogue
     encodings: Encodings
     session: Rows
@@ -207,7 +209,7 @@ class SessionRanking(Ranking):
 
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
-        session, (ways, scoring) = prepared.session, prepared.encoded()
+        session, (ways, scoring, _) = prepared.session, prepared.encoded()
         scores = _generated(scoring, prepared.rows, known=not prepared.cold)
         if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
             kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
@@ -223,14 +225,22 @@ class SessionRanking(Ranking):
         The order is total: score descending, then that of the input, or of the catalogue.
         """
         if prepared.method is None:
-            return super().rank(prepared)
+            return self._ranked(prepared) or super().rank(prepared)
         best = self._best(prepared)
         require_finite(best.scores)
         return Ranked(prepared.catalogue.ids(best.rows), best.scores, NOBODY)
 
+    def _ranked(self, prepared: SessionPrepared) -> Ranked | None:
+        """The best candidates by one loop; None where there is none, or a score is not finite."""
+        loop = prepared.encoded().loop
+        if loop is None or prepared.cold:
+            return None
+        found = loop.ranked(prepared.ids, prepared.rows, prepared.top_k)
+        return None if found is None else Ranked(*found)
+
     def _best(self, prepared: SessionPrepared) -> Best:
         catalogue, excluded = prepared.catalogue, prepared.rows
-        ways, scoring = prepared.encoded()
+        ways, scoring, _ = prepared.encoded()
         led_to = reached(prepared.session, ways, catalogue.base.neighbours)
         wanted = prepared.top_k or RECOMMENDED
         # Of the items that a session does not lead to, none but these can be among the best.

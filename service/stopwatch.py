@@ -9,7 +9,7 @@ from service.metrics import STAGES
 from service.ranking import Prepared, Ranking
 from service.tally import milliseconds
 
-TIMING: Final = b", ".join(b"%s;dur=%%.3f" % name.encode() for name in (*STAGES, "total"))
+TIMING: Final = ", ".join(f"{name};dur=%.3f" for name in (*STAGES, "total"))
 
 
 class Stopwatch:
@@ -59,4 +59,5 @@ class Stopwatch:
     def server_timing(self) -> bytes:
         """The Server-Timing header."""
         stages = [1e3 * self.laps[stage] for stage in STAGES]
-        return TIMING % (*stages, (self._last - self.started) * 1e3)
+        text = TIMING % (*stages, (self._last - self.started) * 1e3)
+        return text.encode("ascii")  # numbers take twice as long to be put into bytes

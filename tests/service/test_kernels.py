@@ -625,3 +625,73 @@ def test_repeats_are_refused_that_do_not_fit() -> None:
         kernels.add_repeats(scores, rows[:1], rows, weights)
     with pytest.raises(ValueError, match="a weight for each item"):
         kernels.add_repeats(scores, rows, rows, weights)
+
+
+@loops
+@given(tables_and_codes(300), st.data())
+def test_a_query_ranks_as_its_steps_do(drawn: tuple[Array, Array], data: st.DataObject) -> None:
+    """Scored, repeats added, sorted and picked in one pass: the same to the bit."""
+    tables, codes = drawn
+    among = st.integers(0, len(codes) - 1)
+    rows = data.draw(arrays(np.int64, st.integers(0, 40), elements=among))
+    session = data.draw(arrays(np.int64, st.integers(0, 5), elements=among))
+    repeats = data.draw(arrays(np.float32, len(session), elements=st.floats(-60, 60, width=32)))
+    count = data.draw(st.one_of(st.none(), st.integers(0, 50)))
+    values = [f"i{place}" for place in range(len(rows))]
+    scores = kernels.taken(codes, rows, tables)
+    kernels.add_repeats(scores, rows, session, repeats)
+    places, best = kernels.best_first(scores, count)
+
+    query = kernels.Query(codes, tables, session, repeats)
+    for _ in range(2):
+        found = query.ranked(values, rows, count)
+
+        assert found is not None
+        assert found[0] == kernels.picked(values, places)
+        np.testing.assert_array_equal(found[1], best)
+        assert found[2].tolist() == places.tolist()
+
+
+@loops
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_query_tells_of_scores_that_are_no_finite_numbers(wrong: float) -> None:
+    """Also where they are none of the best."""
+    tables = np.array([[1.0, 2.0, wrong]], np.float32)
+    query = kernels.Query(np.array([[0], [1], [2]], np.uint8), tables, ROWS[:0], TABLES[0, :0])
+
+    assert query.ranked(["a", "b", "c"], ROWS, 1) is None
+    found = query.ranked(["a", "b"], ROWS[:2], 1)
+    assert found is not None
+    assert found[0] == ["b"]
+
+
+@loops
+def test_a_query_reads_nothing_beyond_what_it_was_given() -> None:
+    """Rows, weights and values must fit each other, and the items; types must be the loop's."""
+    nobody, nothing = ROWS[:0], TABLES[0, :0]
+    query = kernels.Query(CODES, TABLES, nobody, nothing)
+    for row in (-1, 3, 2**40, -(2**62)):
+        with pytest.raises(IndexError, match="expected rows from 0 to 2"):
+            query.ranked(["a"], np.array([row]), None)
+    with pytest.raises(ValueError, match="a row for each value"):
+        query.ranked(["a", "b"], ROWS, None)
+    with pytest.raises(TypeError, match="expected int64"):
+        query.ranked(["a"] * 3, ROWS.astype(np.int32), None)
+    with pytest.raises(ValueError, match="invalid PyCapsule"):
+        kernels._kernels.ranked(query, ["a"] * 3, ROWS, ROWS.copy(), TABLES[0, :3].copy())
+    with pytest.raises(ValueError, match="a place for each of the best"):
+        kernels._kernels.ranked(
+            query._compiled, ["a"] * 3, ROWS, ROWS[:2].copy(), TABLES[0, :3].copy()
+        )
+    with pytest.raises(ValueError, match="a weight for each item"):
+        kernels.Query(CODES, TABLES, ROWS, nothing)
+    for arguments in (
+        (CODES.astype(np.int8), TABLES, nobody, nothing),
+        (CODES, TABLES[:1], nobody, nothing),
+        (CODES, TABLES, nobody.astype(np.int32), nothing),
+        (CODES, TABLES, nobody, nothing.astype(np.float64)),
+    ):
+        with pytest.raises(TypeError, match="expected"):
+            kernels.Query(*arguments)
+    with pytest.raises((ValueError, BufferError), match="contiguous"):
+        kernels.Query(np.zeros((2, 3), np.uint8).T, TABLES, nobody, nothing)

@@ -21,7 +21,7 @@ from service import encodings, kernels
 from service.candidates import NO_LIMITS
 from service.errors import BadScores
 from service.item_ids import ItemIds
-from service.ranking import SHORT_US, Costs
+from service.ranking import SHORT_US, Costs, Ranking
 from service.schemas import RecommendRequest, convert_rank
 from service.scorer import OrtEncoder, Ways
 from service.session_ranking import SessionPrepared, SessionRanking, reached
@@ -131,6 +131,29 @@ async def test_a_ranker_has_the_ways_that_its_graph_has(
         sorted(expected, reverse=True)[:12], abs=1e-5
     )
     assert (scored(ranked)["i39"] == UNREACHED) == ("query" not in ways)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes one way")
+@pytest.mark.parametrize("form", ["8 bits", "9 bits", "4 bits", "dense"])
+@pytest.mark.parametrize("ways", [("query", "repeat"), ("query",), ("query", "follow")])
+async def test_one_loop_ranks_as_the_steps_do(
+    serve: Serve, store: Store, tmp_path: Path, form: str, ways: tuple[str, ...]
+) -> None:
+    """To the bit; codes of a byte or two have one, where no other items than its own are led to."""
+    publish(store, World(FORMS[form](), ways), tmp_path)
+    async with serve(models=SESSION) as client:
+        ranking, _ = counted(client)
+        for session, top_k in itertools.product(([], ["i3"], ["i3", "i30", "i3"]), (None, 4, 99)):
+            body = {"session_items": session, "candidates": IDS[::-1], "top_k": top_k}
+            prepared = ranking.prepare(convert_rank(body), NO_LIMITS)
+            in_steps = Ranking.rank(ranking, prepared)
+
+            has_loop = form in {"8 bits", "9 bits"} and "follow" not in ways
+            assert (prepared.encoded().loop is not None) == has_loop
+            ranked = ranking.rank(prepared)
+            assert ranked.ids == in_steps.ids
+            np.testing.assert_array_equal(ranked.scores, in_steps.scores)
+            np.testing.assert_array_equal(ranked.places, in_steps.places)
 
 
 async def test_the_same_request_gets_the_same_bytes(serve: Serve, world: World) -> None:
