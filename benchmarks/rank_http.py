@@ -1,12 +1,16 @@
 """What a POST /rank costs over HTTP, beside the least that Python can do, and the usual way.
 
     python -m benchmarks.rank_http STORE NAME@ALIAS [NAME@ALIAS ...] [--stock NAME@ALIAS]
+    python -m benchmarks.rank_http STORE NAME@ALIAS --against ../before --shapes columns --rounds 12
 
-Up to three servers take the same bodies in turn, all on one core, asked from another: the service,
+Up to four servers take the same bodies in turn, all on one core, asked from another: the service,
 a bare endpoint whose score is a hash (`benchmarks.null_server`), and, where ``--stock`` names a
 click-through bundle, FastAPI with pydantic over ONNX Runtime with that bundle, which gets rows
 whatever the others get; with ``--plain`` that graph, which computes every row in full. Sessions,
 of the lengths of real ones, are drawn anew for every body, or are those of a few pages.
+
+``--against`` is another checkout of Slimrank, such as the commit before: a second table tells what
+this one is to it. The same build differs by some percent from one start to the next: start again.
 """
 
 import argparse
@@ -37,6 +41,7 @@ from model_store.store import open_store
 BODIES: Final = 512
 # Twice as many as the service remembers, so that it knows none; and as few as pages at one time.
 SESSIONS: Final = {"ids": BODIES, "ids, session known": 32}
+SHAPES: Final = (*SESSIONS, "rows", "columns")
 NULL: Final = Peer(
     name="null",
     title="null",
@@ -47,6 +52,12 @@ NULL: Final = Peer(
     settings="", source="", parses="", batches="", swaps="",
 )  # fmt: skip
 STOCK: Final = replace(next(peer for peer in PEERS if peer.name == "fastapi"), title="stock")
+BEFORE: Final = replace(
+    SLIMRANK,
+    name="before",
+    title="before",
+    arguments=("{python}", "-P", "-m", "service"),  # -P: of PYTHONPATH, not of this folder
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +165,10 @@ def measure(
     """Windows of all servers in turn, so that what the machine does besides hits all alike."""
     found = []
     for number in range(rounds):
+        order = [*servers.items()][:: -1 if number % 2 else 1]
         for case in some:
             for connections in levels:
-                for server, port in servers.items():
+                for server, port in order:
                     if bodies := case.of(server):
                         seen = load.measure(
                             port,
@@ -213,6 +225,20 @@ def columns_to_rows(windows: Sequence[report.Window]) -> Iterator[str]:
             yield f"{case}, {connections} connections: {found} of the requests/s of rows"
 
 
+def to_before(windows: Sequence[report.Window]) -> Iterator[str]:
+    """What the service is to another build of it, where one was asked."""
+    rows = {(row.case, row.connections, row.server): row for row in report.rows(windows)}
+    before = {key: row for key, row in rows.items() if row.server == BEFORE.title}
+    if before:
+        yield "\n| of before | connections | requests/s | CPU a request | p50 | p99 |"
+        yield "|---|---:|---:|---:|---:|---:|"
+    for (case, connections, _), theirs in before.items():
+        ours = rows[case, connections, SLIMRANK.title]
+        ratios = (report.rps_ratio, report.cpu_ratio, report.p50_ratio, report.p99_ratio)
+        cells = [spread(ratio(windows, ours, theirs)) for ratio in ratios]
+        yield f"| {case} | {connections} | {' | '.join(cells)} |"
+
+
 def spread(found: tuple[float, float, float]) -> str:
     """A median, the least and the greatest."""
     return "{:.2f} ({:.2f}-{:.2f})".format(*found)
@@ -221,6 +247,21 @@ def spread(found: tuple[float, float, float]) -> str:
 def tell(line: str) -> None:
     """Say how far it is."""
     print(line, file=sys.stderr, flush=True)
+
+
+def checkout(given: str) -> Path:
+    """A folder with a service whose loops are built.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    folder = Path(given).absolute()
+    if not (folder / "service/__main__.py").exists():
+        raise argparse.ArgumentTypeError(f"{given}: no checkout of Slimrank")
+    if not [*folder.glob("service/_kernels*.so")]:
+        how = "run `python setup.py build_ext --inplace` there"
+        raise argparse.ArgumentTypeError(f"{given}: its loops are not built; {how}")
+    return folder
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -232,6 +273,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="+", help="name@alias or name@version")
     parser.add_argument("--stock", help="the bundle of the stock endpoint, as a model is named")
     parser.add_argument("--plain", type=Path, help="its graph, where not the bundle's own")
+    parser.add_argument("--against", type=checkout, help="another checkout of Slimrank")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="only these")
     parser.add_argument("--candidates", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -253,8 +296,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"{error}")
         return 2
     bundles = {ref: each.bundle for ref, each in opened.items()}
-    some = [*cases(bundles, options.candidates, None if stock is None else "stock")]
+    every = cases(bundles, options.candidates, None if stock is None else "stock")
+    some = [case for case in every if not options.shapes or case.shape in options.shapes]
     if not some:
+        tell("there is nothing to ask: see --shapes and --candidates")
         return 2
     with tempfile.TemporaryDirectory(prefix="rank-http-") as made, ExitStack() as stack:
         folder = Path(made)
@@ -264,6 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "SLIMRANK_MODELS": ",".join(options.models),
         }
         servers = {SLIMRANK: start(SLIMRANK, variables, some[0].bodies[0], folder, stack)}
+        if options.against is not None:
+            other = {**variables, "PYTHONPATH": str(options.against)}
+            servers[BEFORE] = start(BEFORE, other, some[0].bodies[0], folder, stack)
         servers[NULL] = start(NULL, {}, some[0].bodies[0], folder, stack)
         if stock is not None:
             root = str(stock.root.absolute())
@@ -276,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = pace.on_core(0)
         windows = measure(servers, some, options.connections, options.rounds, options.seconds)
         after = pace.on_core(0)
-    print(table(windows), *columns_to_rows(windows), sep="\n")
+    print(table(windows), *columns_to_rows(windows), *to_before(windows), sep="\n")
     tell(f"the server's core: before, {before}; after, {after}")
     for note in report.remarks(report.rows(windows)):
         tell(note)

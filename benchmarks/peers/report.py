@@ -220,6 +220,11 @@ def p99_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float
     return _by_round(*(_percentiles(windows, row, 99) for row in (first, second)))
 
 
+def cpu_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
+    """The same of CPU time a request."""
+    return _by_round(_cpu(windows, first), _cpu(windows, second))
+
+
 def _by_round(first: ByRound, second: ByRound) -> tuple[float, float, float]:
     """The ratios in the rounds that have both: the median, the least and the greatest."""
     return _spread([first[n] / second[n] for n in sorted(first.keys() & second.keys())])
@@ -232,6 +237,12 @@ def _of(windows: Sequence[Window], row: Row) -> list[Window]:
 
 def _rps(windows: Sequence[Window], row: Row) -> ByRound:
     return {window.round: window.rps for window in _of(windows, row)}
+
+
+def _cpu(windows: Sequence[Window], row: Row) -> ByRound:
+    return {
+        window.round: window.server_s / len(window.latencies_ns) for window in _of(windows, row)
+    }
 
 
 def _percentiles(windows: Sequence[Window], row: Row, percent: float) -> ByRound:

@@ -1,6 +1,10 @@
 """What the service is to the bare endpoint and to the stock one, from windows to the table."""
 
+import argparse
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from benchmarks import rank_http
 from benchmarks.peers import report
@@ -41,3 +45,30 @@ def test_table_and_what_columns_gain() -> None:
     assert [*rank_http.columns_to_rows(windows)] == [
         "m columns 200, 1 connections: 2.00 (2.00-2.00) of the requests/s of rows"
     ]
+
+
+def test_another_build_is_told_by_round() -> None:
+    """By hand: twice the answers in the same time, each in half of it and for half of the CPU."""
+    windows = [
+        _window("Slimrank", "m ids 200", [2, 2, 2, 2]),
+        _window("null", "m ids 200", [1] * 8),
+        _window("before", "m ids 200", [4, 4]),
+    ]
+
+    half = "0.50 (0.50-0.50)"
+    assert [*rank_http.to_before(windows)][2:] == [
+        f"| m ids 200 | 1 | 2.00 (2.00-2.00) | {half} | {half} | {half} |"
+    ]
+    assert [*rank_http.to_before(windows[:2])] == []
+
+
+def test_another_build_must_be_one(tmp_path: Path) -> None:
+    """What lacks its loops would be slow for that alone."""
+    with pytest.raises(argparse.ArgumentTypeError, match="no checkout of Slimrank"):
+        rank_http.checkout(str(tmp_path))
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service/__main__.py").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match="loops are not built"):
+        rank_http.checkout(str(tmp_path))
+    (tmp_path / "service/_kernels.so").touch()
+    assert rank_http.checkout(str(tmp_path)) == tmp_path
