@@ -32,7 +32,8 @@ from compress.graph import GraphSession, interleaved_us
 from compress.metrics import quality
 from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Place, Ranker, table_rows
+from compress.rankers.base import Ranker
+from compress.rankers.sides import Place, table_rows
 from compress.shipping import shipped
 from compress.tables import TABLES, TableMethod, look_up
 from compress.vocabularies import as_json, in_few_bytes

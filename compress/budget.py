@@ -20,7 +20,8 @@ from typing import Final, Literal, Protocol
 from pydantic import Field, field_validator, model_validator
 
 from compress.config import ConfigError, Frozen
-from compress.rankers.base import Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Sizes
 
 FlopsOf = Literal["all", "mlp", "top_mlp"]
 

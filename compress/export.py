@@ -39,7 +39,9 @@ from compress.graph import (
     pack,
     repeat_request,
 )
-from compress.rankers.base import Inputs, Place, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.sides import Place
+from compress.rankers.structure import Inputs
 from compress.tables import ShippedTable, reordered
 from compress.vocabularies import Vocabulary, as_json, in_few_bytes
 from model_store.bundle import (

@@ -25,7 +25,8 @@ from compress.methods.base import Method
 from compress.parallel import ALONE, World
 from compress.progress import Progress
 from compress.rankers import RANKERS
-from compress.rankers.base import Ranker, RankerConfig
+from compress.rankers.base import Ranker
+from compress.rankers.structure import RankerConfig
 from compress.stages import publish_faults, tools
 from compress.tables import TABLES, TableMethod
 from compress.tables.pq import PqConfig

@@ -28,7 +28,8 @@ from compress.data.folders import locked
 from compress.export import export, export_split, graph_inputs, make_encoders, real_rows
 from compress.graph import Feeds, GraphSession, interleaved, rotation
 from compress.progress import Progress
-from compress.rankers.base import Field, Keep, Layer, Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Field, Keep, Layer, Sizes
 from compress.shipping import shipped
 from compress.slim import slim
 from compress.stages import write_whole

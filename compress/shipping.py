@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.progress import Progress
-from compress.rankers.base import Place, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.sides import Place
 from compress.tables import TableMethod
 from compress.train import Columns, TrainingData
 

@@ -9,7 +9,8 @@ import copy
 import torch
 from torch import Tensor
 
-from compress.rankers.base import Cut, Keep, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Cut, Keep
 
 
 def slim(ranker: Ranker, keep: Keep) -> Ranker:

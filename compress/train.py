@@ -36,7 +36,8 @@ from compress.distill import click_loss, distillation_loss
 from compress.optimizers import Optimizers, coalesce_
 from compress.parallel import ALONE, World
 from compress.progress import Progress
-from compress.rankers.base import Inputs, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Inputs
 from model_store.manifest import FeatureSpec, InputName
 
 PREDICT_ROWS = 8192

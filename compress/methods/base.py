@@ -9,7 +9,8 @@ from compress.budget import Bound, Pricing
 from compress.config import Frozen, TrainConfig
 from compress.parallel import ALONE, World
 from compress.progress import Progress
-from compress.rankers.base import Keep, Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Keep, Sizes
 from compress.slim import slim
 from compress.train import TrainingData
 

@@ -29,7 +29,8 @@ from compress.budget import Bound, Budget, FlopsOf
 from compress.config import Frozen
 from compress.methods.problem import BudgetProblem, Order
 from compress.primal_dual import Vector, bottom, prox
-from compress.rankers.base import Keep, Ranker, Reader, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Keep, Reader, Sizes
 
 Part = Literal["fields", "widths", "neurons"]
 Norms = Literal["weights", "energy", "loss"]

@@ -18,7 +18,8 @@ from compress.data.encode import Batch
 from compress.distill import click_loss
 from compress.methods.groups import Groups
 from compress.methods.one_shot import FieldSelection, FieldSelectionConfig, Scoring
-from compress.rankers.base import Field, Inputs, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Field, Inputs
 from compress.train import PREDICT_ROWS, Columns
 
 FEWEST: Final = 2  # rows that can change places

@@ -21,7 +21,8 @@ from compress.methods.groups import (
     by_field,
 )
 from compress.methods.slopes import device_of, measured, removal_costs
-from compress.rankers.base import Field, Hidden, Prunable, Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Field, Hidden, Prunable, Sizes
 from compress.train import TrainingData
 
 PositionCosts = Callable[[Groups], Sequence[float]]

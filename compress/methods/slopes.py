@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from compress.data.encode import Batch
 from compress.distill import click_loss
 from compress.methods.groups import TINY, Groups, Norms, energies
-from compress.rankers.base import Ranker, flat
+from compress.rankers.base import Ranker
+from compress.rankers.sides import flat
 from compress.train import Columns, TrainingData, shuffled
 
 SENSITIVITY_ROWS: Final = 4096

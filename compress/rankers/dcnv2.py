@@ -16,24 +16,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.rankers.base import (
-    Cut,
-    Hidden,
-    Inputs,
-    Keep,
-    Layer,
+from compress.rankers.base import Parts, Ranker, field_columns
+from compress.rankers.layers import (
     Mlp,
-    Parts,
-    Prunable,
-    Ranker,
-    RankerConfig,
-    Reader,
-    Sizes,
-    SlimPlan,
-    Width,
     added_linear,
-    field_columns,
-    flat,
     kept_rows,
     kept_widths,
     linear,
@@ -42,6 +28,20 @@ from compress.rankers.base import (
     repeated,
     rowwise,
     split_layer,
+)
+from compress.rankers.sides import flat
+from compress.rankers.structure import (
+    Cut,
+    Hidden,
+    Inputs,
+    Keep,
+    Layer,
+    Prunable,
+    RankerConfig,
+    Reader,
+    Sizes,
+    SlimPlan,
+    Width,
 )
 from model_store.manifest import FeatureSpec
 

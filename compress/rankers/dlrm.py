@@ -20,28 +20,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.rankers.base import (
-    Field,
-    Hidden,
-    Inputs,
-    Keep,
-    Layer,
+from compress.rankers.base import Parts, Ranker
+from compress.rankers.layers import (
     Mlp,
-    Parts,
-    Prunable,
-    Ranker,
-    RankerConfig,
-    Reader,
-    Sizes,
-    SlimPlan,
-    Width,
     added_linear,
-    flat,
     kept_widths,
     mlp_layers,
     repeated,
     rowwise,
     split_layer,
+)
+from compress.rankers.sides import flat
+from compress.rankers.structure import (
+    Field,
+    Hidden,
+    Inputs,
+    Keep,
+    Layer,
+    Prunable,
+    RankerConfig,
+    Reader,
+    Sizes,
+    SlimPlan,
+    Width,
 )
 from model_store.manifest import FeatureSpec
 

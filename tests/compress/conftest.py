@@ -21,7 +21,8 @@ from compress.pipeline import Outcome, run
 from compress.plan import resolve
 from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Inputs, Keep, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Inputs, Keep
 from compress.slim import slim
 from model_store.bundle import Bundle
 from model_store.manifest import (

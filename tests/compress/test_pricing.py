@@ -26,7 +26,8 @@ from compress.pricing import (
 )
 from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Keep, Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Keep, Sizes
 from compress.shipping import learned, shipped
 from compress.slim import slim
 from compress.tables import TABLES, TableMethod

@@ -19,7 +19,8 @@ from compress.distill import click_loss, distillation_loss
 from compress.optimizers import RowAdam, RowSgd
 from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Inputs, Keep, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Inputs, Keep
 from compress.slim import slim
 from compress.train import TrainingDiverged, fit, predict
 

@@ -18,7 +18,8 @@ from compress.export import export_plain, export_split, real_rows, torch_scores
 from compress.graph import Feeds, GraphSession, one_request, repeat_request
 from compress.progress import Silent
 from compress.rankers import RANKERS
-from compress.rankers.base import Keep, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Keep
 from compress.shipping import learned, shipped
 from compress.slim import slim
 from compress.tables import TABLES

@@ -16,7 +16,8 @@ from compress.data.encode import place
 from compress.methods.groups import Problem, SlimmingConfig, energies
 from compress.methods.problem import fit_budget
 from compress.methods.removable import check_budget, make_problem, removable
-from compress.rankers.base import Ranker, Sizes
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Sizes
 from compress.slim import mask, slim
 from compress.train import Columns, TrainingData
 from tests.compress.conftest import FEATURES, feature

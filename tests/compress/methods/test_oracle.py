@@ -21,7 +21,8 @@ from compress.methods.one_shot import magnitudes
 from compress.methods.removable import make_problem
 from compress.methods.steps import Course
 from compress.methods.taylor import BATCH_ROWS, taylor_scores
-from compress.rankers.base import Mlp, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.layers import Mlp
 from compress.train import Columns, TrainingData, shuffled
 
 Build = Callable[..., Ranker]

@@ -11,7 +11,9 @@ from torch import nn
 
 from compress.config import ConfigError
 from compress.rankers import RANKERS
-from compress.rankers.base import MISSING, OOV, Inputs, Keep, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.sides import MISSING, OOV
+from compress.rankers.structure import Inputs, Keep
 from compress.slim import mask, slim
 from model_store.manifest import FeatureSpec
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from compress.config import ConfigError, check
 from compress.progress import Silent
-from compress.rankers.base import Inputs, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.structure import Inputs
 from compress.shipping import learned, look_ups, shipped
 from compress.tables import look_up, reordered
 from compress.tables.pq import LearnedCodes, Pq, PqConfig

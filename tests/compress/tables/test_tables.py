@@ -12,7 +12,9 @@ from torch import nn
 
 from compress.costs import bytes_by_part
 from compress.export import export_split
-from compress.rankers.base import Inputs, Place, Ranker
+from compress.rankers.base import Ranker
+from compress.rankers.sides import Place
+from compress.rankers.structure import Inputs
 from compress.tables import TABLES, TableMethod, look_up, reordered
 
 Build = Callable[..., Ranker]
