@@ -218,7 +218,7 @@ def create_app(
         executor=ThreadPoolExecutor(
             settings.score_threads, thread_name_prefix="score", initializer=_give_way
         ),
-        batches=Batches(),
+        batches=Batches(settings.max_batch),
         tally=Tally(metrics, write if settings.request_log else None),
     )
     return Service(parts, _api(parts, started))

@@ -9,12 +9,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from service.ranking import Prepared, Ranked, Ranking
 from service.stopwatch import Stopwatch
-
-MOST: Final = 32  # the first is answered after the last was ranked
 
 
 class _Asked(NamedTuple):
@@ -31,9 +29,14 @@ class _Asked(NamedTuple):
 
 
 class Batches:
-    """Ranks what waits, once this turn of the event loop is over or there is enough of it."""
+    """Ranks what waits, once this turn of the event loop is over or there is enough of it.
 
-    def __init__(self) -> None:
+    Args:
+        most: how much is enough: the first is answered after the last was ranked.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
         self._waiting: list[_Asked] = []
 
     @property
@@ -51,7 +54,7 @@ class Batches:
         loop = asyncio.get_running_loop()
         asked = _Asked(ranking, prepared, clock, loop.create_future())
         self._waiting.append(asked)
-        if len(self._waiting) >= MOST:
+        if len(self._waiting) >= self.most:
             self._settle()  # and again when the loop gets there, with what has come by then
         elif len(self._waiting) == 1:
             loop.call_soon(self._settle)

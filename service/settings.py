@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     rate_limit_burst: int = Field(
         default=20, ge=1, description="Requests that may come at once under rate_limit_per_s."
     )
+    max_batch: int = Field(
+        default=32,
+        ge=1,
+        description="Requests that wait at the same time and are ranked one right after the other, "
+        "the last before the first is answered. 1: none.",
+    )
     inline_us: float = Field(
         default=2000.0,
         ge=0,

@@ -211,7 +211,7 @@ class Endpoint:
     def _is_for_batch(self, ready: Ready) -> bool:
         """Whether others may have come with it, and to be ranked among them takes something off."""
         parts, ranking, prepared = self._parts, ready.ranking, ready.prepared
-        if parts.in_flight.count == 1 or not ranking.is_short(prepared):
+        if parts.in_flight.count == 1 or parts.batches.most == 1 or not ranking.is_short(prepared):
             return False
         return parts.batches.waiting or ranking.gains(prepared)
 

@@ -276,10 +276,17 @@ async def test_a_long_body_is_refused_in_the_same_words(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "candidate_us", "batched"), [(2, 0.0, 2), (2, 1e6, 0), (1, 0.0, 0)]
+    ("requests", "candidate_us", "max_batch", "batched"),
+    [(2, 0.0, 32, 2), (2, 0.0, 1, 0), (2, 1e6, 32, 0), (1, 0.0, 32, 0)],
+    ids=["two", "switched off", "long ones", "one"],
 )
 async def test_short_rankings_are_batched_where_there_are_several(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, requests: int, candidate_us: float, batched: int
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    requests: int,
+    candidate_us: float,
+    max_batch: int,
+    batched: int,
 ) -> None:
     """A long one gains too little to wait for others, and one that is alone waits for none."""
     seen = []
@@ -290,7 +297,7 @@ async def test_short_rankings_are_batched_where_there_are_several(
         return rank(self, *args)
 
     monkeypatch.setattr(Batches, "rank", told)
-    async with serve(inline_us=1e9) as client:
+    async with serve(inline_us=1e9, max_batch=max_batch) as client:
         client.service.parts.loader.resolve(None).costs = Costs(candidate_us=candidate_us)
         replies = await asyncio.gather(*(client.post("/rank", json=BODY) for _ in range(requests)))
 

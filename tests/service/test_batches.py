@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.batches import MOST, Batches
+from service.batches import Batches
 from service.errors import BadScores, DeadlineExceeded
 from service.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.anyio
+MOST = 32
 
 
 class Told:
@@ -50,7 +51,7 @@ async def all_of(*tasks: Any) -> list[Any]:
 
 async def test_what_waits_at_one_turn_of_the_loop_is_ranked_together() -> None:
     """What they share first; then each in the order in which they came. Later ones wait anew."""
-    batches, ranking, other = Batches(), Told(), Told()
+    batches, ranking, other = Batches(MOST), Told(), Told()
     first = [ranked(batches, ranking, name) for name in "abc"] + [ranked(batches, other, "d")]
 
     assert await all_of(*first) == [f"ranked {name}" for name in "abcd"]
@@ -62,7 +63,7 @@ async def test_what_waits_at_one_turn_of_the_loop_is_ranked_together() -> None:
 
 async def test_a_batch_has_an_end() -> None:
     """Many are ranked as soon as there are enough: the first must not wait for all of them."""
-    batches, ranking = Batches(), Told()
+    batches, ranking = Batches(MOST), Told()
     every = [*range(2 * MOST + 1)]
 
     await all_of(*(ranked(batches, ranking, name) for name in every))
@@ -77,7 +78,7 @@ async def test_a_batch_has_an_end() -> None:
 )
 async def test_what_fails_fails_alone(error: Exception | None) -> None:
     """Whatever goes wrong with what several share: who is to blame meets it again, alone."""
-    batches, ranking = Batches(), Told(failing=["b"], shares=error)
+    batches, ranking = Batches(MOST), Told(failing=["b"], shares=error)
 
     found = await all_of(*(ranked(batches, ranking, name) for name in "abc"))
 
@@ -87,7 +88,7 @@ async def test_what_fails_fails_alone(error: Exception | None) -> None:
 
 async def test_an_iteration_that_ends_too_early_leaves_nobody_waiting() -> None:
     """A bug, which no future takes as an error."""
-    batches, ranking = Batches(), Told()
+    batches, ranking = Batches(MOST), Told()
 
     def stop(_: Any) -> Any:
         raise StopIteration
@@ -114,7 +115,7 @@ async def failed(asked: Awaitable[Any]) -> bool:
 
 async def test_an_error_holds_nothing_once_it_is_told() -> None:
     """Neither its own request nor its neighbours': a ranking is to go as soon as it is replaced."""
-    batches, bad, good = Batches(), Held(), Held()
+    batches, bad, good = Batches(MOST), Held(), Held()
     ranking = Told(failing=[bad])
     ranking.share = lambda _: None  # type: ignore[method-assign]
     gone = [weakref.ref(each) for each in (bad, good, ranking)]
@@ -130,7 +131,7 @@ async def test_an_error_holds_nothing_once_it_is_told() -> None:
 
 async def test_who_has_gone_is_not_ranked() -> None:
     """A task that was cancelled, as when the worker ends: the others go on."""
-    batches, ranking = Batches(), Told()
+    batches, ranking = Batches(MOST), Told()
     tasks = [ranked(batches, ranking, name) for name in "abc"]
     await asyncio.sleep(0)  # a turn of the loop: now they wait
     assert batches.waiting
@@ -145,7 +146,7 @@ async def test_who_has_gone_is_not_ranked() -> None:
 
 async def test_a_deadline_that_is_over_while_a_request_waits_is_told() -> None:
     """It is not ranked for nothing; nor does it take others along."""
-    batches, ranking, late = Batches(), Told(), Stopwatch()
+    batches, ranking, late = Batches(MOST), Told(), Stopwatch()
     late.deadline = -math.inf
     found = await all_of(
         ranked(batches, ranking, "a"),
@@ -159,7 +160,7 @@ async def test_a_deadline_that_is_over_while_a_request_waits_is_told() -> None:
 
 async def test_time_goes_to_the_request_that_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting is queueing; a score is what all share, once each, and what is one's own."""
-    batches, ranking, clocks = Batches(), Told(), [Stopwatch(), Stopwatch()]
+    batches, ranking, clocks = Batches(MOST), Told(), [Stopwatch(), Stopwatch()]
     now = 0.0
 
     def later(seconds: float) -> None:
