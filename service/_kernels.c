@@ -2,7 +2,8 @@
  *
  * Those over codes trust what they get, but for rows: kernels.py checks types and shapes, and whoever
  * loads codes has seen that all are below K. Every score is a sum of float32 in the order of the
- * codebooks, so that all ways to it give equal numbers. The GIL is free while they run.
+ * codebooks, so that all ways to it give equal numbers. The GIL is free while they run, but in
+ * `ranked`, which is done in microseconds and asks for it once.
  *
  * Those over ids, tokens, JSON and a request's rows and scores check what they read. They keep the
  * GIL, as they read Python's objects or are done in microseconds; read_features lets it go where
@@ -1037,12 +1038,18 @@ static PyObject *py_best_first(PyObject *self, PyObject *args)
     return DONE_WITH(&scores, &places, &best);
 }
 
-/* What stands at some places of a list, all of which it has. */
+/* What stands at some places of a list, none of them below 0. */
 static PyObject *picked(PyObject *list, const int64_t *places, Py_ssize_t count)
 {
-    PyObject *found = PyList_New(count);
-    for (Py_ssize_t i = 0; found && i < count; i++)
-        PyList_SET_ITEM(found, i, Py_NewRef(PyList_GET_ITEM(list, places[i])));
+    PyObject *found = PyList_New(count); /* which may collect garbage, and so run any code */
+    for (Py_ssize_t i = 0; found && i < count; i++) {
+        if (places[i] < PyList_GET_SIZE(list)) {
+            PyList_SET_ITEM(found, i, Py_NewRef(PyList_GET_ITEM(list, places[i])));
+        } else {
+            PyErr_SetString(PyExc_IndexError, "the list became shorter meanwhile");
+            Py_CLEAR(found);
+        }
+    }
     return found;
 }
 
@@ -1113,51 +1120,61 @@ static PyObject *py_taken(PyObject *self, PyObject *args)
 typedef struct {
     Py_buffer codes, tables, session, repeats;
     Py_ssize_t width, books, words;
-} Query;
+} RankingLoop;
 
-#define QUERY "service._kernels.query" /* the capsule's name */
+#define RANKING_LOOP "service._kernels.ranking_loop" /* the capsule's name */
 
-static void free_query(PyObject *capsule)
+static void free_ranking_loop(PyObject *capsule)
 {
-    Query *query = PyCapsule_GetPointer(capsule, QUERY);
-    done_with((Py_buffer *[]){&query->codes, &query->tables, &query->session, &query->repeats, NULL});
-    PyMem_Free(query);
+    RankingLoop *loop = PyCapsule_GetPointer(capsule, RANKING_LOOP);
+    PyBuffer_Release(&loop->codes);
+    PyBuffer_Release(&loop->tables);
+    PyBuffer_Release(&loop->session);
+    PyBuffer_Release(&loop->repeats);
+    PyMem_Free(loop);
 }
 
-static PyObject *py_query(PyObject *self, PyObject *args)
+/* Whether its parts fit each other; an error is set if not. */
+static int fits(const RankingLoop *loop)
 {
-    Query *query = PyMem_Calloc(1, sizeof *query);
-    if (!query)
-        return PyErr_NoMemory();
-    PyObject *capsule = PyCapsule_New(query, QUERY, free_query);
-    if (!capsule) {
-        PyMem_Free(query);
-        return NULL;
-    }
-    if (PyArg_ParseTuple(args, "y*nny*ny*y*", &query->codes, &query->width, &query->books,
-                         &query->tables, &query->words, &query->session, &query->repeats)) {
-        if (query->session.len / (Py_ssize_t)sizeof(int64_t) ==
-            query->repeats.len / (Py_ssize_t)sizeof(float))
-            return capsule;
+    if (loop->width < 1 || loop->books < 1)
+        PyErr_SetString(PyExc_ValueError, "expected codes");
+    else if (loop->tables.len / (Py_ssize_t)sizeof(float) / loop->books != loop->words)
+        PyErr_SetString(PyExc_ValueError, "expected a table for each code");
+    else if (loop->session.len / (Py_ssize_t)sizeof(int64_t) !=
+             loop->repeats.len / (Py_ssize_t)sizeof(float))
         PyErr_SetString(PyExc_ValueError, "expected a weight for each item of the session");
-    }
-    Py_DECREF(capsule);
-    return NULL;
+    return !PyErr_Occurred();
+}
+
+static PyObject *py_ranking_loop(PyObject *self, PyObject *args)
+{
+    RankingLoop *loop = PyMem_Calloc(1, sizeof *loop);
+    if (!loop)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(loop, RANKING_LOOP, free_ranking_loop);
+    if (!capsule)
+        PyMem_Free(loop);
+    else if (!PyArg_ParseTuple(args, "y*nny*ny*y*", &loop->codes, &loop->width, &loop->books,
+                               &loop->tables, &loop->words, &loop->session, &loop->repeats) ||
+             !fits(loop))
+        Py_CLEAR(capsule);
+    return capsule;
 }
 
 /* Scores of items that are there; whether all are finite. */
-static int scored(const Query *query, const int64_t *rows, Py_ssize_t count, float *scores)
+static int scored(const RankingLoop *loop, const int64_t *rows, Py_ssize_t count, float *scores)
 {
-    taken(query->codes.buf, query->width, query->books, rows, count, query->tables.buf,
-          query->words, scores);
-    add_repeats(scores, rows, count, query->session.buf, query->repeats.buf,
-                query->repeats.len / (Py_ssize_t)sizeof(float));
+    taken(loop->codes.buf, loop->width, loop->books, rows, count, loop->tables.buf, loop->words,
+          scores);
+    add_repeats(scores, rows, count, loop->session.buf, loop->repeats.buf,
+                loop->repeats.len / (Py_ssize_t)sizeof(float));
     return all_finite(scores, count);
 }
 
 /* The best of a list by scores of their rows, with these and their places; None if a score is not
  * finite. */
-static PyObject *ranked(const Query *query, PyObject *list, const Py_buffer *rows,
+static PyObject *ranked(const RankingLoop *loop, PyObject *list, const Py_buffer *rows,
                         const Py_buffer *places, const Py_buffer *best)
 {
     Py_ssize_t count = rows->len / (Py_ssize_t)sizeof(int64_t);
@@ -1167,13 +1184,13 @@ static PyObject *ranked(const Query *query, PyObject *list, const Py_buffer *row
         PyErr_SetString(PyExc_ValueError, "expected a row for each value, a place for each of the best");
         return NULL;
     }
-    if (!are_rows(rows, query->codes.len / (query->width * query->books)))
+    if (!are_rows(rows, loop->codes.len / (loop->width * loop->books)))
         return NULL;
     float *scores = PyMem_Malloc((size_t)count * sizeof *scores);
     if (!scores)
         return PyErr_NoMemory();
     PyObject *found = NULL;
-    if (!scored(query, rows->buf, count, scores))
+    if (!scored(loop, rows->buf, count, scores))
         found = Py_NewRef(Py_None);
     else if (best_first(scores, count, places->buf, best->buf, wanted))
         found = picked(list, places->buf, wanted);
@@ -1189,9 +1206,9 @@ static PyObject *py_ranked(PyObject *self, PyObject *args)
     Py_buffer rows, places, best;
     if (!PyArg_ParseTuple(args, "OO!y*w*w*", &capsule, &PyList_Type, &list, &rows, &places, &best))
         return NULL;
-    const Query *query = PyCapsule_GetPointer(capsule, QUERY);
-    if (query)
-        found = ranked(query, list, &rows, &places, &best);
+    const RankingLoop *loop = PyCapsule_GetPointer(capsule, RANKING_LOOP);
+    if (loop)
+        found = ranked(loop, list, &rows, &places, &best);
     PyBuffer_Release(&rows);
     PyBuffer_Release(&places);
     PyBuffer_Release(&best);
@@ -1284,8 +1301,9 @@ static PyMethodDef methods[] = {
     {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores, cold)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
-    {"query", py_query, METH_VARARGS, "query(codes, width, M, tables, K, session, repeats)"},
-    {"ranked", py_ranked, METH_VARARGS, "ranked(query, list, rows, places, best)"},
+    {"ranking_loop", py_ranking_loop, METH_VARARGS,
+     "ranking_loop(codes, width, M, tables, K, session, repeats)"},
+    {"ranked", py_ranked, METH_VARARGS, "ranked(loop, list, rows, places, best)"},
     {"vectors", py_vectors, METH_VARARGS,
      "vectors(codes, bytes, rows, codebooks, M, K, width, concatenated, found)"},
     {"scanned", py_scanned, METH_VARARGS, "scanned(codes, width, M, tables, K, best, rows)"},

@@ -24,7 +24,7 @@ def taken(
     found: Array,
     /,
 ) -> None: ...
-def query(
+def ranking_loop(
     codes: Array,
     width: int,
     books: int,
@@ -35,7 +35,7 @@ def query(
     /,
 ) -> object: ...
 def ranked(
-    query: object, values: list[Any], rows: Array, places: Array, best: Array, /
+    loop: object, values: list[Any], rows: Array, places: Array, best: Array, /
 ) -> list[Any] | None: ...
 def vectors(
     codes: Array,

@@ -20,8 +20,8 @@ from model_store.manifest import CodedVectors, SessionSpec, StoredCodes
 from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
 from service.item_ids import UNKNOWN, ItemIds
-from service.item_scores import Best, ItemScores, LookedUp, LookUps, Shuffles, fastest
-from service.kernels import Blocks, Query, in_blocks, out_of_blocks
+from service.item_scores import Best, ItemScores, LookUps, LookUpScoring, Shuffles, fastest
+from service.kernels import Blocks, RankingLoop, in_blocks, out_of_blocks
 
 
 class _Form(NamedTuple):
@@ -235,8 +235,8 @@ class CatalogueScoring:
         ]
         self._mean = base.mean @ query
 
-    def loop(self, session: Rows, repeats: Floats) -> Query | None:
-        """What ranks known items by this query, and by what a session's own items add besides.
+    def loop(self, session: Rows, repeats: Floats) -> RankingLoop | None:
+        """What ranks known items by this query and by what a session's own items add, in one go.
 
         Args:
             session: (L,) rows.
@@ -246,7 +246,9 @@ class CatalogueScoring:
             None where it takes more than one loop.
         """
         own, fresh = self._parts
-        return own.loop(session, repeats) if isinstance(own, LookedUp) and fresh is None else None
+        return (
+            own.loop(session, repeats) if isinstance(own, LookUpScoring) and fresh is None else None
+        )
 
     def __call__(self, rows: Rows, *, known: bool) -> Floats:
         """(n,) products with the items of ``rows``; the mean item's for -1.

@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
     ways: Ways
     scoring: CatalogueScoring | None
-    loop: kernels.Query | None
+    loop: kernels.RankingLoop | None
 
 
 class Encodings:

@@ -103,7 +103,7 @@ class Products:
 
 
 @dataclass(frozen=True, slots=True)
-class LookedUp:
+class LookUpScoring:
     """What multiplies a query with items, by its products with the codewords.
 
     Attributes:
@@ -118,11 +118,11 @@ class LookedUp:
         """(n,) for rows (n,)."""
         return kernels.taken(self.codes, rows, self.tables)
 
-    def loop(self, session: Rows, repeats: Floats) -> kernels.Query | None:
+    def loop(self, session: Rows, repeats: Floats) -> kernels.RankingLoop | None:
         """As `CatalogueScoring.loop`; None where loops are not compiled."""
         if not kernels.COMPILED:
             return None
-        return kernels.Query(self.codes, self.tables, session, repeats)
+        return kernels.RankingLoop(self.codes, self.tables, session, repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class LookUps:
 
     def scoring(self, query: Floats) -> Scoring:
         """What multiplies a query (dim,) with items: its products with the codewords."""
-        return LookedUp(self.table.codes, self.table.sub_scores(query))
+        return LookUpScoring(self.table.codes, self.table.sub_scores(query))
 
     def best(self, query: Floats, count: int) -> Best:
         """The ``count`` best of all items for a query (dim,)."""

@@ -209,11 +209,11 @@ def taken(codes: Codes, rows: Rows, tables: Floats) -> Floats:
     return found
 
 
-class Query:
-    """A query of coded items, to be asked for the best of some: scored, sorted and picked at once.
+class RankingLoop:
+    """Scores items by their codes after one session, sorts them and picks the best, all at once.
 
-    Only where loops are compiled. What does not change from one request to the next is checked
-    here; the steps one by one take twice as long in cold caches.
+    Only where loops are compiled. What one request after the session shares with the next is
+    checked here, once.
 
     Args:
         codes: (N, M).
@@ -226,7 +226,7 @@ class Query:
         _check(tables, codes.shape[1], session)
         _check_codes(codes)
         _check_type(repeats, FLOAT32)
-        self._compiled = _kernels.query(
+        self._compiled = _kernels.ranking_loop(
             codes, codes.itemsize, codes.shape[1], tables, tables.shape[1], session, repeats
         )
 

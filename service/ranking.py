@@ -198,11 +198,7 @@ class Ranking(ABC):
         Raises:
             BadScores: the graph failed, or answered with no number.
         """
-        places, scores = kernels.best_first(self.score(prepared), prepared.top_k)
-        ids = prepared.ids
-        if isinstance(ids, list):
-            return Ranked(kernels.picked(ids, places), scores, places)
-        return Ranked([ids[place] for place in places.tolist()], scores, places)
+        return in_order(prepared, self.score(prepared))
 
     def answer(self, request: Request, prepared: Prepared, ranked: Ranked) -> dict[str, Any]:
         """The ranked part of the reply, as orjson writes it."""
@@ -254,6 +250,15 @@ class Ranking(ABC):
         if not self._context >= context.keys():
             warnings += undeclared(self._features, "context", _given(context))
         return warnings + undeclared(self._features, "item", of_items)
+
+
+def in_order(prepared: Prepared, scores: Scores) -> Ranked:
+    """The best of scores (N,), as `Ranking.rank` orders them."""
+    places, best = kernels.best_first(scores, prepared.top_k)
+    ids = prepared.ids
+    if isinstance(ids, list):
+        return Ranked(kernels.picked(ids, places), best, places)
+    return Ranked([ids[place] for place in places.tolist()], best, places)
 
 
 def _items_json(prepared: Prepared, ranked: Ranked) -> orjson.Fragment:

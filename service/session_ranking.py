@@ -30,7 +30,7 @@ from service.candidates import (
     read_session,
 )
 from service.catalogue import Catalogue, CatalogueScoring
-from service.encodings import Encoded, Encodings
+from service.encodings import NO_ROWS, Encoded, Encodings
 from service.errors import BundleRejected, Warned
 from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best
@@ -40,6 +40,7 @@ from service.ranking import (
     Ranked,
     Ranking,
     Scores,
+    in_order,
     sort_out,
 )
 from service.schemas import RankRequest, RecommendRequest
@@ -48,14 +49,13 @@ from service.scorer import OrtEncoder, Ways, require_finite
 log = structlog.get_logger(__name__)
 
 NO_FEATURES: Final = ItemFeatures(frozenset(), frozenset())
-NOBODY: Final = np.empty(0, np.intp)
 
 
 class SessionPrepared(Prepared, frozen=True, gc=False, kw_only=True):
     """A request, ready to score.
 
     Attributes:
-        ids: texts, as they came; none of /recommend.
+        ids: the candidates' texts; an empty list for /recommend.
         catalogue: the one that the request's rows belong to.
         encodings: of sessions of its rows.
         session: (L,) rows of the session's items, oldest first.
@@ -209,34 +209,24 @@ class SessionRanking(Ranking):
 
     def score(self, prepared: SessionPrepared) -> Scores:
         """(N,) scores, in the order of ``prepared.ids``; raises as `Ranking.score`."""
-        session, (ways, scoring, _) = prepared.session, prepared.encoded()
-        scores = _generated(scoring, prepared.rows, known=not prepared.cold)
-        if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
-            kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
-        else:
-            led_to = reached(session, ways, prepared.catalogue.base.neighbours)
-            _add(scores, prepared.rows, led_to)
-        require_finite(scores)
-        return scores
+        return _scores(prepared, prepared.encoded())
 
     def rank(self, prepared: SessionPrepared) -> Ranked:
         """The best candidates, or the best of the catalogue; raises as `Ranking.rank`.
 
         The order is total: score descending, then that of the input, or of the catalogue.
         """
-        if prepared.method is None:
-            return self._ranked(prepared) or super().rank(prepared)
-        best = self._best(prepared)
-        require_finite(best.scores)
-        return Ranked(prepared.catalogue.ids(best.rows), best.scores, NOBODY)
-
-    def _ranked(self, prepared: SessionPrepared) -> Ranked | None:
-        """The best candidates by one loop; None where there is none, or a score is not finite."""
-        loop = prepared.encoded().loop
-        if loop is None or prepared.cold:
-            return None
-        found = loop.ranked(prepared.ids, prepared.rows, prepared.top_k)
-        return None if found is None else Ranked(*found)
+        if prepared.method is not None:
+            best = self._best(prepared)
+            require_finite(best.scores)
+            return Ranked(prepared.catalogue.ids(best.rows), best.scores, NO_ROWS)
+        encoded = prepared.encoded()
+        ranked = None
+        if encoded.loop is not None and not prepared.cold:
+            ranked = encoded.loop.ranked(prepared.ids, prepared.rows, prepared.top_k)
+        if ranked is None:  # in steps, which tell what is wrong with a score
+            return in_order(prepared, _scores(prepared, encoded))
+        return Ranked(*ranked)
 
     def _best(self, prepared: SessionPrepared) -> Best:
         catalogue, excluded = prepared.catalogue, prepared.rows
@@ -257,6 +247,23 @@ class SessionRanking(Ranking):
         )
         allowed = ~np.isin(rows, excluded)
         return Best.sorted(rows[allowed], scores[allowed], wanted)
+
+
+def _scores(prepared: SessionPrepared, encoded: Encoded) -> Scores:
+    """(N,) scores of candidates, in steps.
+
+    Raises:
+        BadScores: one is not a finite number.
+    """
+    session, (ways, scoring, _) = prepared.session, encoded
+    scores = _generated(scoring, prepared.rows, known=not prepared.cold)
+    if ways.follow is None and ways.repeat is not None and kernels.COMPILED:
+        kernels.add_repeats(scores, prepared.rows, session, ways.repeat)
+    else:
+        led_to = reached(session, ways, prepared.catalogue.base.neighbours)
+        _add(scores, prepared.rows, led_to)
+    require_finite(scores)
+    return scores
 
 
 def _generated(scoring: CatalogueScoring | None, rows: Rows, *, known: bool) -> Floats:
@@ -293,9 +300,9 @@ def reached(session: Rows, ways: Ways, neighbours: Neighbours | None) -> Reached
 
 def _summed(rows: Sequence[Rows], weights: Sequence[Floats]) -> Reached:
     """Each row once, with the log of the sum of its weights' exponentials."""
-    every = np.concatenate([NOBODY, *rows])
+    every = np.concatenate([NO_ROWS, *rows])
     if not len(every):
-        return Reached(NOBODY, np.empty(0, np.float32))
+        return Reached(NO_ROWS, np.empty(0, np.float32))
     order = np.argsort(every, kind="stable")
     ordered = every[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))

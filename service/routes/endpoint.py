@@ -199,10 +199,11 @@ class Endpoint:
         if isinstance(given, RawRankRequest) and not ranking.reads_raw:
             given = request = whole()
         clock.lap("parse")
+        clock.check()
         return Asked(own, request, given, whole, ranking)
 
     def _reply(self, asked: Asked, clock: Stopwatch) -> tuple[list[Header], bytes]:
-        """On a thread."""
+        """Prepare, rank and write it: on a thread."""
         clock.lap("queue")  # it may have waited for one
         clock.check()
         ready = self._ready(asked, clock)
@@ -304,9 +305,9 @@ async def read_body(headers: Headers, receive: Receive, limit: int, timeout_s: f
 
 
 class _Begun:
-    """A message that is asked for at once, before anybody waits: most have arrived by then.
+    """A message that is asked for at once, before anybody waits for it.
 
-    So nothing is timed that takes no time.
+    Most have arrived by then, and need no timer.
 
     Attributes:
         arrived: it, None where it is to be awaited.

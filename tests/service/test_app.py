@@ -21,7 +21,9 @@ from model_store.store import Store
 from service import stopwatch
 from service.app import THREAD_NICE, create_app
 from service.batches import Batches
+from service.errors import BodyTooLarge, DeadlineExceeded
 from service.ranking import Costs, Ranking
+from service.routes.endpoint import read_body
 from service.settings import Settings
 from tests.service.conftest import FLOPS, Client, Serve, lifespan
 
@@ -120,6 +122,17 @@ async def test_a_body_beyond_the_limit_is_refused_as_it_arrives(serve: Serve) ->
     for reply in (declared, streamed, admin, absurd):
         assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
         assert reply.headers["connection"] == "close"
+
+
+async def test_a_body_that_comes_at_once_is_bounded_too() -> None:
+    """By what came, where no length was declared."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b" " * 11}
+
+    assert len(await read_body({}, receive, 11, 1.0)) == 11
+    with pytest.raises(BodyTooLarge, match="a body of 11 bytes or more, limit 10"):
+        await read_body({}, receive, 10, 1.0)
 
 
 async def test_a_body_in_chunks_is_one_body(serve: Serve) -> None:
@@ -283,6 +296,7 @@ async def test_a_long_body_is_refused_in_the_same_words(serve: Serve) -> None:
 async def test_short_rankings_are_batched_where_there_are_several(
     serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     requests: int,
     candidate_us: float,
     max_batch: int,
@@ -319,6 +333,20 @@ async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(
     assert (reply.status_code, reply.json()["code"]) == (504, "deadline_exceeded")
 
 
+async def test_a_wait_for_a_thread_is_queueing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that is a second later each time: once to be read, once to be ranked."""
+    seconds = itertools.count()
+    monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
+    monkeypatch.setattr(stopwatch, "perf_counter", lambda: float(next(seconds)))
+
+    async with serve() as client:
+        reply = await client.post("/rank", json=BODY)
+
+    assert reply.headers["server-timing"].startswith("queue;dur=2000.000, parse;dur=1000.000, ")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
 async def test_threads_give_way_to_the_event_loop(serve: Serve) -> None:
     """Below the priority of whoever started them, as far as there is one."""
@@ -345,6 +373,23 @@ async def test_a_body_that_does_not_arrive_is_given_up(serve: Serve) -> None:
 
         assert (reply.status_code, reply.json()["code"]) == (504, "deadline_exceeded")
         assert client.service.parts.in_flight.count == 0
+
+
+async def test_who_waits_for_a_body_is_told_that_it_is_given_up() -> None:
+    """Else the server would wait for it for ever."""
+    told = []
+
+    async def receive() -> dict[str, Any]:
+        try:
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+
+    with pytest.raises(DeadlineExceeded, match="did not arrive within 0 s"):
+        await read_body({}, receive, 10, 0.0)
+
+    assert told == ["cancelled"]
 
 
 @pytest.mark.parametrize("path", ["/rank", "/models/ctr/activate"])

@@ -161,12 +161,13 @@ def test_a_record_is_packed_with_its_place() -> None:
 # Adding
 
 
+@pytest.mark.parametrize("ways", [("query", "repeat", "follow"), ("query", "repeat")])
 @pytest.mark.parametrize("form", ["dense", "int8", "4 bits", "8 bits", "9 bits", "8 bits beside"])
 async def test_an_item_is_rankable_at_once(
-    serve: Serve, store: Store, tmp_path: Path, form: str
+    serve: Serve, store: Store, tmp_path: Path, form: str, ways: tuple[str, ...]
 ) -> None:
     """By whom it was seen with or by its vector: scored, recommended, and part of sessions."""
-    world = World(FORMS[form]())
+    world = World(FORMS[form](), ways)
     publish(store, world, tmp_path)
     vector = world.matrix()[5].tolist()
     async with serve(models=SESSION) as client:

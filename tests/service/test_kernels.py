@@ -1,5 +1,6 @@
 """The look-ups, compiled and by numpy, against naive ones, bit by bit."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -629,7 +630,9 @@ def test_repeats_are_refused_that_do_not_fit() -> None:
 
 @loops
 @given(tables_and_codes(300), st.data())
-def test_a_query_ranks_as_its_steps_do(drawn: tuple[Array, Array], data: st.DataObject) -> None:
+def test_a_ranking_loop_ranks_as_its_steps_do(
+    drawn: tuple[Array, Array], data: st.DataObject
+) -> None:
     """Scored, repeats added, sorted and picked in one pass: the same to the bit."""
     tables, codes = drawn
     among = st.integers(0, len(codes) - 1)
@@ -642,9 +645,9 @@ def test_a_query_ranks_as_its_steps_do(drawn: tuple[Array, Array], data: st.Data
     kernels.add_repeats(scores, rows, session, repeats)
     places, best = kernels.best_first(scores, count)
 
-    query = kernels.Query(codes, tables, session, repeats)
+    loop = kernels.RankingLoop(codes, tables, session, repeats)
     for _ in range(2):
-        found = query.ranked(values, rows, count)
+        found = loop.ranked(values, rows, count)
 
         assert found is not None
         assert found[0] == kernels.picked(values, places)
@@ -654,37 +657,45 @@ def test_a_query_ranks_as_its_steps_do(drawn: tuple[Array, Array], data: st.Data
 
 @loops
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_query_tells_of_scores_that_are_no_finite_numbers(wrong: float) -> None:
+def test_a_ranking_loop_tells_of_scores_that_are_no_finite_numbers(wrong: float) -> None:
     """Also where they are none of the best."""
     tables = np.array([[1.0, 2.0, wrong]], np.float32)
-    query = kernels.Query(np.array([[0], [1], [2]], np.uint8), tables, ROWS[:0], TABLES[0, :0])
+    loop = kernels.RankingLoop(np.array([[0], [1], [2]], np.uint8), tables, ROWS[:0], TABLES[0, :0])
 
-    assert query.ranked(["a", "b", "c"], ROWS, 1) is None
-    found = query.ranked(["a", "b"], ROWS[:2], 1)
+    assert loop.ranked(["a", "b", "c"], ROWS, 1) is None
+    found = loop.ranked(["a", "b"], ROWS[:2], 1)
     assert found is not None
     assert found[0] == ["b"]
 
 
 @loops
-def test_a_query_reads_nothing_beyond_what_it_was_given() -> None:
+def test_a_ranking_loop_reads_nothing_beyond_what_it_was_given() -> None:
     """Rows, weights and values must fit each other, and the items; types must be the loop's."""
     nobody, nothing = ROWS[:0], TABLES[0, :0]
-    query = kernels.Query(CODES, TABLES, nobody, nothing)
+    loop = kernels.RankingLoop(CODES, TABLES, nobody, nothing)
     for row in (-1, 3, 2**40, -(2**62)):
         with pytest.raises(IndexError, match="expected rows from 0 to 2"):
-            query.ranked(["a"], np.array([row]), None)
+            loop.ranked(["a"], np.array([row]), None)
     with pytest.raises(ValueError, match="a row for each value"):
-        query.ranked(["a", "b"], ROWS, None)
+        loop.ranked(["a", "b"], ROWS, None)
     with pytest.raises(TypeError, match="expected int64"):
-        query.ranked(["a"] * 3, ROWS.astype(np.int32), None)
+        loop.ranked(["a"] * 3, ROWS.astype(np.int32), None)
     with pytest.raises(ValueError, match="invalid PyCapsule"):
-        kernels._kernels.ranked(query, ["a"] * 3, ROWS, ROWS.copy(), TABLES[0, :3].copy())
-    with pytest.raises(ValueError, match="a place for each of the best"):
-        kernels._kernels.ranked(
-            query._compiled, ["a"] * 3, ROWS, ROWS[:2].copy(), TABLES[0, :3].copy()
-        )
+        kernels._kernels.ranked(loop, ["a"] * 3, ROWS, ROWS.copy(), TABLES[0, :3].copy())
+    for places, best in ((2, 3), (4, 4)):
+        with pytest.raises(ValueError, match="a place for each of the best"):
+            kernels._kernels.ranked(
+                loop._compiled, ["a"] * 3, ROWS, np.zeros(places, np.int64), TABLES[0, :best].copy()
+            )
+    wide = kernels.RankingLoop(CODES.astype(np.uint16), TABLES, nobody, nothing)
+    with pytest.raises(IndexError, match="expected rows from 0 to 2"):
+        wide.ranked(["a"], np.array([3]), None)
+    for shape in ((0, 2, 4), (1, 0, 4), (1, 2, 5)):
+        width, books, words = shape
+        with pytest.raises(ValueError, match="expected"):
+            kernels._kernels.ranking_loop(CODES, width, books, TABLES, words, nobody, nothing)
     with pytest.raises(ValueError, match="a weight for each item"):
-        kernels.Query(CODES, TABLES, ROWS, nothing)
+        kernels.RankingLoop(CODES, TABLES, ROWS, nothing)
     for arguments in (
         (CODES.astype(np.int8), TABLES, nobody, nothing),
         (CODES, TABLES[:1], nobody, nothing),
@@ -692,6 +703,50 @@ def test_a_query_reads_nothing_beyond_what_it_was_given() -> None:
         (CODES, TABLES, nobody, nothing.astype(np.float64)),
     ):
         with pytest.raises(TypeError, match="expected"):
-            kernels.Query(*arguments)
+            kernels.RankingLoop(*arguments)
     with pytest.raises((ValueError, BufferError), match="contiguous"):
-        kernels.Query(np.zeros((2, 3), np.uint8).T, TABLES, nobody, nothing)
+        kernels.RankingLoop(np.zeros((2, 3), np.uint8).T, TABLES, nobody, nothing)
+
+
+@loops
+def test_a_ranking_loop_keeps_what_it_reads_and_lets_it_go() -> None:
+    """Codes are those of a whole catalogue: of one that was replaced nothing may stay."""
+    arrays_ = [CODES.copy(), TABLES.copy(), ROWS.copy(), TABLES[0, :3].copy()]
+    rows, nothing = ROWS.copy(), sys.getrefcount(None)
+    held = [sys.getrefcount(each) for each in (*arrays_, rows)]
+
+    for _ in range(1000):
+        loop = kernels.RankingLoop(*arrays_)
+        assert loop.ranked(["a"] * 3, rows, 2) is not None
+        with pytest.raises(ValueError, match="a row for each value"):
+            loop.ranked(["a"], rows, 2)
+        with pytest.raises(ValueError, match="a weight for each item"):
+            kernels.RankingLoop(*arrays_[:3], arrays_[3][:1])
+        del loop
+
+    assert [sys.getrefcount(each) for each in (*arrays_, rows)] == held
+    assert sys.getrefcount(None) - nothing < 500
+
+
+@loops
+def test_a_list_that_becomes_shorter_meanwhile_is_not_read_beyond_its_end() -> None:
+    """Making a list may collect garbage, and whatever is called then may shorten the other one."""
+    values, places, pick = ["a"] * 3, np.array([2, 1, 0]), kernels._kernels.picked
+
+    def shorten(*_: Any) -> None:
+        values.clear()
+
+    def picked_in_a_collection() -> None:
+        kept = [[] for _ in range(1000)]  # type: ignore[var-annotated]  # none is left ready
+        gc.enable()
+        pick(values, places)
+        assert kept
+
+    gc.disable()
+    gc.callbacks.append(shorten)
+    try:
+        with pytest.raises(IndexError, match="became shorter"):
+            picked_in_a_collection()
+    finally:
+        gc.callbacks.remove(shorten)
+        gc.enable()

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx2
 import numpy as np
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 from model_store.bundle import seal
 from model_store.manifest import UNREACHED, Manifest
 from model_store.store import Store
-from service import encodings, kernels
+from service import encodings, kernels, session_ranking
 from service.candidates import NO_LIMITS
 from service.errors import BadScores
 from service.item_ids import ItemIds
@@ -31,6 +32,8 @@ from tests.service.sessions import FORMS, IDS, ITEMS, LENGTH, World, neighbours
 pytestmark = pytest.mark.anyio
 
 SESSION = ("session",)
+ALL = ("query", "repeat", "follow")
+ONE_LOOP = ("query", "repeat")  # by which codes of bytes are ranked at once
 
 
 def publish(store: Store, world: World, tmp_path: Path, **fields: Any) -> None:
@@ -135,12 +138,13 @@ async def test_a_ranker_has_the_ways_that_its_graph_has(
 
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes one way")
 @pytest.mark.parametrize("form", ["8 bits", "9 bits", "4 bits", "dense"])
-@pytest.mark.parametrize("ways", [("query", "repeat"), ("query",), ("query", "follow")])
+@pytest.mark.parametrize("ways", [ONE_LOOP, ("query",), ("query", "follow")])
 async def test_one_loop_ranks_as_the_steps_do(
     serve: Serve, store: Store, tmp_path: Path, form: str, ways: tuple[str, ...]
 ) -> None:
     """To the bit; codes of a byte or two have one, where no other items than its own are led to."""
     publish(store, World(FORMS[form](), ways), tmp_path)
+    steps = mock.Mock(side_effect=session_ranking._scores)
     async with serve(models=SESSION) as client:
         ranking, _ = counted(client)
         for session, top_k in itertools.product(([], ["i3"], ["i3", "i30", "i3"]), (None, 4, 99)):
@@ -149,11 +153,29 @@ async def test_one_loop_ranks_as_the_steps_do(
             in_steps = Ranking.rank(ranking, prepared)
 
             has_loop = form in {"8 bits", "9 bits"} and "follow" not in ways
-            assert (prepared.encoded().loop is not None) == has_loop
-            ranked = ranking.rank(prepared)
+            with mock.patch.object(session_ranking, "_scores", steps):
+                ranked = ranking.rank(prepared)
+            assert steps.called != has_loop
             assert ranked.ids == in_steps.ids
             np.testing.assert_array_equal(ranked.scores, in_steps.scores)
             np.testing.assert_array_equal(ranked.places, in_steps.places)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes one way")
+async def test_what_the_loop_does_not_rank_the_steps_do(
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They tell what is wrong with a score."""
+    publish(store, World(FORMS["8 bits"](), ONE_LOOP), tmp_path)
+    async with serve(models=SESSION) as client:
+        expected = await ask(client, "/rank", candidates=IDS)
+        monkeypatch.setattr(kernels.RankingLoop, "ranked", lambda *_: None)
+        found = await ask(client, "/rank", candidates=IDS)
+        monkeypatch.setattr(kernels, "taken", lambda *_, **__: np.full(len(IDS), np.nan, "f4"))
+        reply = await client.rank(IDS)
+
+    assert scored(found) == scored(expected)
+    assert (reply.status_code, reply.json()["code"]) == (500, "internal")
 
 
 async def test_the_same_request_gets_the_same_bytes(serve: Serve, world: World) -> None:
@@ -222,12 +244,15 @@ async def test_more_session_items_than_the_limit_are_refused(serve: Serve, world
             assert reply.json()["errors"][0]["pointer"] == "/session_items"
 
 
-@pytest.mark.parametrize("form", ["dense", "4 bits", "8 bits", "train"])
+@pytest.mark.parametrize(
+    ("form", "ways"),
+    [("dense", ALL), ("4 bits", ALL), ("8 bits", ALL), ("8 bits", ONE_LOOP), ("train", ALL)],
+)
 async def test_an_unknown_candidate_scores_as_the_mean_item(
-    serve: Serve, store: Store, tmp_path: Path, form: str
+    serve: Serve, store: Store, tmp_path: Path, form: str, ways: tuple[str, ...]
 ) -> None:
     """Flagged as cold, dropped or refused, as for click-through rankers."""
-    world = World(FORMS[form]())
+    world = World(FORMS[form](), ways)
     publish(store, world, tmp_path)
     matrix = world.matrix()
     query = (np.array(world.start) + matrix[4]) / 4
@@ -715,12 +740,15 @@ async def test_a_session_is_encoded_once(serve: Serve, world: World) -> None:
     assert set(some) <= set(scores)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "world", [*(World(form()) for form in FORMS.values()), World(FORMS["8 bits"](), ONE_LOOP)],
+    ids=[*FORMS, "one loop"],
+)  # fmt: skip
 async def test_what_others_ask_at_the_same_time_changes_no_answer(
-    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    serve: Serve, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
     """Byte for byte, refusals too, though their sessions are encoded together."""
-    publish(store, World(FORMS[form]()), tmp_path)
+    publish(store, world, tmp_path)
     sessions = [[], ["i1"], ["i2"], ["i2"], ["i3", "i4"], ["i4", "i3"], ["i5", "i9"], ["nobody"]]
     sessions += [["i1", "i2", f"i{row}"] for row in range(20)] + [[*IDS[:5]]]
     asked = [
