@@ -111,25 +111,32 @@ def parts_of(ranking: Ranking, raw: list[bytes], limits: Limits) -> dict[str, Ti
     requests = [parsed(ranking, body) for body in raw]
     asked_for = [r.asked if isinstance(r, RawRankRequest) else r for r in requests]
     prepared = [prepared_of(ranking, body, limits) for body in raw]
-    scores = [ranking.score(each) for each in prepared]
     ranked = [ranking.rank(each) for each in prepared]
     answers = [
         {"id": "x", **ranking.answer(*each), "timing_ms": {"total": 1.0}}
         for each in zip(asked_for, prepared, ranked, strict=True)
     ]
 
+    return {
+        "parse": lambda n: parsed(ranking, raw[n]),
+        "look-up and features": lambda n: ranking.prepare_any(requests[n], limits),
+        **ranks_of(ranking, prepared),
+        "answer": lambda n: ranking.answer(asked_for[n], prepared[n], ranked[n]),
+        "encode": lambda n: orjson.dumps(answers[n], option=orjson.OPT_SERIALIZE_NUMPY),
+    }
+
+
+def ranks_of(ranking: Ranking, prepared: Sequence[Any]) -> dict[str, Timed]:
+    """Scores and their order; where one loop makes both, this is the score."""
+    if isinstance(ranking, SessionRanking) and prepared[0].encoded().loop is not None:
+        return {"score": lambda n: ranking.rank(prepared[n])}
+    scores = [ranking.score(each) for each in prepared]
+
     def order(n: int) -> Any:
         places, best = kernels.best_first(scores[n], None)
         return kernels.picked(list(prepared[n].ids), places), best
 
-    return {
-        "parse": lambda n: parsed(ranking, raw[n]),
-        "look-up and features": lambda n: ranking.prepare_any(requests[n], limits),
-        "score": lambda n: ranking.score(prepared[n]),
-        "top-k": order,
-        "answer": lambda n: ranking.answer(asked_for[n], prepared[n], ranked[n]),
-        "encode": lambda n: orjson.dumps(answers[n], option=orjson.OPT_SERIALIZE_NUMPY),
-    }
+    return {"score": lambda n: ranking.score(prepared[n]), "top-k": order}
 
 
 def parsed(ranking: Ranking, body: bytes) -> RankRequest | RawRankRequest:

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import rank_parts
 from model_store.store import Store
-from tests.service.sessions import World
+from service import kernels
+from tests.service.sessions import FORMS, World
 
 
 def test_every_shape_is_measured_and_too_many_candidates_are_told(
@@ -31,9 +32,23 @@ def test_every_shape_is_measured_and_too_many_candidates_are_told(
     )
 
 
-def test_sessions_are_new_to_every_part(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("world", "parts"),
+    [
+        (World(), {"score", "top-k"}),
+        pytest.param(
+            World(FORMS["8 bits"](), ("query", "repeat")),
+            {"score"},
+            marks=pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes steps"),
+        ),
+    ],
+    ids=["in steps", "by one loop"],
+)
+def test_sessions_are_new_to_every_part(
+    store: Store, tmp_path: Path, world: World, parts: set[str]
+) -> None:
     """Their encoder runs in each: what is remembered would take next to nothing."""
-    World().write(tmp_path / "session")
+    world.write(tmp_path / "session")
     version = store.publish(tmp_path / "session", "session").version
     out = tmp_path / "parts.json"
 
@@ -43,6 +58,7 @@ def test_sessions_are_new_to_every_part(store: Store, tmp_path: Path) -> None:
     (figures,) = json.loads(out.read_text())
     assert (figures["shape"], figures["candidates"]) == ("ids", 2)
     assert figures["us"]["score"] > 0
+    assert figures["us"].keys() & {"score", "top-k"} == parts
 
 
 def test_answers_come_as_most_callers_get_them(store: Store) -> None:

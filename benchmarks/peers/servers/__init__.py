@@ -162,6 +162,6 @@ SLIMRANK: Final = Peer(
     source="docs/operations.md",
     parses="msgspec, typed",
     catalogue="by id, from the bundle",
-    batches="what has arrived is ranked in a row, nothing is waited for; always",
+    batches="what has arrived is ranked in a row, nothing is waited for; 32 at most",
     swaps="an alias in the store, without a failed request",
 )
