@@ -319,13 +319,18 @@ async def test_short_rankings_are_batched_where_there_are_several(
     assert len(seen) == batched
 
 
+def on_a_thread_a_second_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank on a thread, by a clock that is a second later each time that it is looked at."""
+    seconds = itertools.count()
+    monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
+    monkeypatch.setattr(stopwatch, "perf_counter", lambda: float(next(seconds)))
+
+
 async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The budget was not over when it was read."""
-    seconds = itertools.count()
-    monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
-    monkeypatch.setattr(stopwatch, "perf_counter", lambda: float(next(seconds)))
+    on_a_thread_a_second_a_look(monkeypatch)
 
     async with serve() as client:
         reply = await client.post("/rank", json=BODY, headers={"X-Deadline-Ms": "2500"})
@@ -336,10 +341,8 @@ async def test_what_has_waited_too_long_for_a_thread_is_not_ranked(
 async def test_a_wait_for_a_thread_is_queueing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that is a second later each time: once to be read, once to be ranked."""
-    seconds = itertools.count()
-    monkeypatch.setattr(Ranking, "predicted_us", lambda *_: math.inf)
-    monkeypatch.setattr(stopwatch, "perf_counter", lambda: float(next(seconds)))
+    """Once to be read, once to be ranked."""
+    on_a_thread_a_second_a_look(monkeypatch)
 
     async with serve() as client:
         reply = await client.post("/rank", json=BODY)

@@ -136,18 +136,33 @@ async def test_a_ranker_has_the_ways_that_its_graph_has(
     assert (scored(ranked)["i39"] == UNREACHED) == ("query" not in ways)
 
 
+def aged(ways: Ways) -> Ways:
+    """The same, but that a session's later items weigh more: those of the graph weigh the same."""
+    if ways.repeat is None:
+        return ways
+    return ways._replace(repeat=ways.repeat + np.arange(len(ways.repeat), dtype=np.float32))
+
+
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy takes one way")
 @pytest.mark.parametrize("form", ["8 bits", "9 bits", "4 bits", "dense"])
 @pytest.mark.parametrize("ways", [ONE_LOOP, ("query",), ("query", "follow")])
 async def test_one_loop_ranks_as_the_steps_do(
-    serve: Serve, store: Store, tmp_path: Path, form: str, ways: tuple[str, ...]
+    serve: Serve,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    form: str,
+    ways: tuple[str, ...],
 ) -> None:
     """To the bit; codes of a byte or two have one, where no other items than its own are led to."""
     publish(store, World(FORMS[form](), ways), tmp_path)
     steps = mock.Mock(side_effect=session_ranking._scores)
     async with serve(models=SESSION) as client:
-        ranking, _ = counted(client)
-        for session, top_k in itertools.product(([], ["i3"], ["i3", "i30", "i3"]), (None, 4, 99)):
+        ranking, encoder = counted(client)
+        encode = encoder.encode
+        monkeypatch.setattr(encoder, "encode", lambda given: [*map(aged, encode(given))])
+        for session, top_k in itertools.product(([], ["i3"], ["i3", "i30", "i30"]), (None, 4, 99)):
             body = {"session_items": session, "candidates": IDS[::-1], "top_k": top_k}
             prepared = ranking.prepare(convert_rank(body), NO_LIMITS)
             in_steps = Ranking.rank(ranking, prepared)
@@ -758,6 +773,7 @@ async def test_what_others_ask_at_the_same_time_changes_no_answer(
                 sessions,
                 [
                     ("/rank", {"candidates": ["i5", "i7", "new", "i5"]}),
+                    ("/rank", {"candidates": IDS}),  # all known: by one loop, where there is one
                     ("/recommend", {"top_k": 3}),
                 ],
             )
