@@ -7,9 +7,11 @@ graph.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from service.candidates import NO_LIMITS
 from service.ranking import Costs, Ranking, count_of
@@ -21,17 +23,9 @@ from service.schemas import (
     parse_rank_raw,
 )
 
-RUNS: Final = 3
+RUNS: Final = 5
 Clock = Callable[[], float]
-
-
-class _Point(NamedTuple):
-    """Means over requests: microseconds of preparing and of ranking, and what they brought."""
-
-    prepare_us: float
-    rank_us: float
-    bytes: float
-    candidates: float
+Floats = NDArray[np.float64]
 
 
 def measured(
@@ -55,12 +49,24 @@ def measured(
 
 
 def _of_candidates(ranking: Ranking, whole: Sequence[RankRequest], clock: Clock) -> Costs:
-    few = _least(ranking, [_first_alone(each) for each in whole], clock)
-    many = _least(ranking, whole, clock)
+    """Each request in turn with its first candidate alone, as the machine's speed comes and goes.
+
+    Medians over runs and requests: a pause is not taken for a slow ranking.
+    """
+    bodies = [msgspec.json.encode(request) for request in whole]
+    first = [msgspec.json.encode(_first_alone(request)) for request in whole]
+    runs = [
+        [[_once(ranking, body, clock) for body in both] for both in zip(first, bodies, strict=True)]
+        for _ in range(RUNS)
+    ]
+    few, many = np.moveaxis(np.array(runs), 2, 0)  # (RUNS, requests, 2) each
+    more_bytes = [len(body) - len(one) for one, body in zip(first, bodies, strict=True)]
+    more_candidates = [count_of(request) - 1 for request in whole]
+    prepare_us, rank_us = np.moveaxis(many - few, -1, 0)
     return Costs(
-        fixed_us=few.prepare_us + few.rank_us,
-        byte_us=_slope(many.prepare_us - few.prepare_us, many.bytes - few.bytes),
-        candidate_us=_slope(many.rank_us - few.rank_us, many.candidates - few.candidates),
+        fixed_us=float(np.median(few.sum(-1))),
+        byte_us=_slope(prepare_us, more_bytes),
+        candidate_us=_slope(rank_us, more_candidates),
     )
 
 
@@ -70,22 +76,8 @@ def _finding_us(ranking: Ranking, wanted: RecommendRequest, clock: Clock) -> flo
     return _us(lambda: ranking.rank(best), clock)[0]
 
 
-def _least(ranking: Ranking, requests: Sequence[RankRequest], clock: Clock) -> _Point:
-    """The least of some runs over all of them, so that caches are as cold as among others."""
-    bodies = [msgspec.json.encode(request) for request in requests]
-    runs = [[_once(ranking, body, clock) for body in bodies] for _ in range(RUNS)]
-    prepare_us = min(sum(us for us, _ in run) for run in runs)
-    rank_us = min(sum(us for _, us in run) for run in runs)
-    count = len(requests)
-    return _Point(
-        prepare_us / count,
-        rank_us / count,
-        sum(map(len, bodies)) / count,
-        sum(map(count_of, requests)) / count,
-    )
-
-
 def _once(ranking: Ranking, body: bytes, clock: Clock) -> tuple[float, float]:
+    """Microseconds of preparing and of ranking."""
     # As new: strings that have been looked up before know their hash, rankings their sessions.
     ranking.forget()
     request = parse_rank_raw(body) if ranking.reads_raw else None
@@ -104,8 +96,12 @@ def _us(work: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
     return (clock() - began) * 1e6, made
 
 
-def _slope(us: float, steps: float) -> float:
-    return max(0.0, us) / steps if steps else 0.0
+def _slope(us: Floats, steps: Sequence[int]) -> float:
+    """What a step takes, by what the steps of each request took in each run (RUNS, requests)."""
+    taken = np.array(steps) > 0
+    if not taken.any():
+        return 0.0
+    return max(0.0, float(np.median(us[:, taken] / np.array(steps)[taken])))
 
 
 def _first_alone(request: RankRequest) -> RankRequest:

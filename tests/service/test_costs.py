@@ -1,6 +1,7 @@
 """What a ranking is predicted to cost, by a clock that tells what the test says."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,21 @@ from tests.service.sessions import IDS, World
 pytestmark = pytest.mark.anyio
 
 US = 1e-6
+SLOWER = 2 * (RUNS // 2)  # of `clock_of`, preparing and ranking in the median run
 
 
 def clock_of(*runs: Sequence[float]) -> Iterator[float]:
     """A clock's readings around works of so many microseconds; each run is repeated, slower."""
+    return clock_of_each(*([us + slower for us in run] for run in runs for slower in range(RUNS)))
+
+
+def clock_of_each(*runs: Sequence[float]) -> Iterator[float]:
+    """The same, no run repeated."""
     now = 0.0
-    for run in runs:
-        for slower in range(RUNS):
-            for us in run:
-                yield now
-                now += (us + slower) * US
-                yield now
+    for us in chain(*runs):
+        yield now
+        now += us * US
+        yield now
 
 
 def costs_of(ranking: Ranking, requests: Sequence[RankRequest], *runs: Sequence[float]) -> Costs:
@@ -37,7 +42,7 @@ def costs_of(ranking: Ranking, requests: Sequence[RankRequest], *runs: Sequence[
 
 
 async def test_costs_are_a_line_through_one_candidate_and_all(serve: Serve) -> None:
-    """Means over the requests: preparing goes by bytes, ranking by candidates."""
+    """Preparing goes by bytes, ranking by candidates; each by the requests that bring more."""
     three = RankRequest(
         candidates=CandidateColumns(["i1", "i2", "i3"], {"price": [1.0, None, 2.0]})
     )
@@ -48,14 +53,32 @@ async def test_costs_are_a_line_through_one_candidate_and_all(serve: Serve) -> N
         costs = costs_of(
             ranking,
             [RankRequest(candidates=["i1"]), three, RankRequest(candidates=[])],
-            (40, 10, 60, 30),
-            (40, 10, 98, 36),
+            (40, 30, 40, 30, 40, 30, 78, 36),  # preparing and ranking the first, then all of it
         )
 
-    assert costs.fixed_us == pytest.approx(50 + 20)
+    assert costs.fixed_us == pytest.approx(70 + SLOWER)
     assert costs.byte_us == pytest.approx(38 / more_bytes)
     assert costs.candidate_us == pytest.approx(6 / 2)
-    assert costs.catalogue_us == pytest.approx(70 + 3 * len(ITEMS))
+    assert costs.catalogue_us == pytest.approx(70 + SLOWER + 3 * len(ITEMS))
+
+
+async def test_a_machine_that_pauses_or_changes_its_speed_is_not_a_slow_ranking(
+    serve: Serve,
+) -> None:
+    """A pause in every run, each in another request; and from the third run on half the speed."""
+    requests = [RankRequest(candidates=["i1", "i2", "i3"]) for _ in range(2 * RUNS)]
+    of_run = [40.0, 30.0, 40.0, 36.0] * len(requests)
+    runs = [[us * (1 if run < 2 else 2) for us in of_run] for run in range(RUNS)]
+    for run, readings in enumerate(runs):
+        readings[8 * run + 3] += 3000.0
+    clock = clock_of_each(*runs)
+    async with serve() as client:
+        ranking = client.service.parts.loader.resolve("ctr")
+
+        costs = measured(ranking, requests, lambda: next(clock))
+
+    assert costs.fixed_us == pytest.approx(2 * 70)
+    assert costs.candidate_us == pytest.approx(2 * 6 / 2)
 
 
 async def test_noise_makes_no_cost_negative(serve: Serve) -> None:
@@ -63,9 +86,9 @@ async def test_noise_makes_no_cost_negative(serve: Serve) -> None:
     async with serve() as client:
         ranking = client.service.parts.loader.resolve("ctr")
 
-        costs = costs_of(ranking, [RankRequest(candidates=["i1", "i2"])], (50, 20), (40, 10))
+        costs = costs_of(ranking, [RankRequest(candidates=["i1", "i2"])], (50, 20, 40, 10))
 
-    assert costs == Costs(pytest.approx(70), 0.0, 0.0, pytest.approx(70))
+    assert costs == Costs(pytest.approx(70 + SLOWER), 0.0, 0.0, pytest.approx(70 + SLOWER))
 
 
 async def test_the_whole_catalogue_is_measured_by_itself(
@@ -77,7 +100,7 @@ async def test_the_whole_catalogue_is_measured_by_itself(
     async with serve(models=("session@1",)) as client:
         ranking = client.service.parts.loader.resolve("session")
 
-        costs = costs_of(ranking, [request], (5, 2), (5, 2), (300,))
+        costs = costs_of(ranking, [request], (5, 2, 5, 2), (300,))
 
     assert costs.catalogue_us == pytest.approx(300)
 
