@@ -24,7 +24,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 18 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 19 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -290,15 +290,17 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
 
 /* ---- ids and tokens that Python holds ---- */
 
-/* Rows of the texts of a tuple; stops at an error. */
+/* Rows of the texts of a list or tuple, which nobody changes meanwhile: no code of Python's runs.
+ * Stops at an error. */
 static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
 {
     Sought ahead[AHEAD];
-    Py_ssize_t count = PyTuple_GET_SIZE(wanted);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(wanted);
+    PyObject *const *text = PySequence_Fast_ITEMS(wanted);
     for (Py_ssize_t first = 0; first < count; first += AHEAD) {
         Py_ssize_t some = count - first < AHEAD ? count - first : AHEAD;
         for (Py_ssize_t i = 0; i < some; i++)
-            if (!seek_text(ids, PyTuple_GET_ITEM(wanted, first + i), &ahead[i]))
+            if (!seek_text(ids, text[first + i], &ahead[i]))
                 return;
         find_sought(ahead, some, rows + first);
     }
@@ -512,6 +514,35 @@ static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores,
     return score >= scores_end && (!cold->len || item == cold->len) ? to : NULL;
 }
 
+/* ---- times of a request ---- */
+
+#define LONGEST_TIME 24 /* digits of int64_t, its sign and a point */
+#define BEFORE_TIME ";dur="
+
+/* Microseconds, of a list that may hold anything; 0 if an error is set. */
+static int64_t microseconds(PyObject *seconds, Py_ssize_t place)
+{
+    PyObject *given = place < PyList_GET_SIZE(seconds) ? PyList_GET_ITEM(seconds, place) : Py_None;
+    if (!PyFloat_CheckExact(given) || !(fabs(PyFloat_AS_DOUBLE(given)) < 1e12)) {
+        PyErr_Format(PyExc_TypeError, "expected seconds, got %R", given);
+        return 0;
+    }
+    return (int64_t)(PyFloat_AS_DOUBLE(given) * 1e6 + 0.5);
+}
+
+/* Milliseconds, to three places. */
+static char *put_time(char *to, int64_t us)
+{
+    char digits[LONGEST_TIME], *first = digits + sizeof digits;
+    uint64_t left = us < 0 ? 0 : (uint64_t)us;
+    for (int place = 0; place < 4 || left; place++, left /= 10) {
+        if (place == 3)
+            *--first = '.';
+        *--first = (char)('0' + left % 10);
+    }
+    return put(to, first, digits + sizeof digits - first);
+}
+
 /* ---- what a session's own items add to a score ---- */
 
 /* log(exp(one) + exp(other)) as numpy has it, to the bit. */
@@ -580,20 +611,71 @@ static PyObject *py_index_ids(PyObject *self, PyObject *args)
     return DONE_WITH(&text, &ends, &key, &slots);
 }
 
+typedef struct {
+    Py_buffer text, ends, key, slots;
+    Ids ids;
+} IdRows;
+
+#define ID_ROWS "service._kernels.id_rows" /* the capsule's name */
+
+static void free_id_rows(PyObject *capsule)
+{
+    IdRows *held = PyCapsule_GetPointer(capsule, ID_ROWS);
+    PyBuffer_Release(&held->text);
+    PyBuffer_Release(&held->ends);
+    PyBuffer_Release(&held->key);
+    PyBuffer_Release(&held->slots);
+    PyMem_Free(held);
+}
+
+static PyObject *py_id_rows(PyObject *self, PyObject *args)
+{
+    IdRows *held = PyMem_Calloc(1, sizeof *held);
+    if (!held)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(held, ID_ROWS, free_id_rows);
+    if (!capsule)
+        PyMem_Free(held);
+    else if (!PyArg_ParseTuple(args, "y*y*y*y*", &held->text, &held->ends, &held->key,
+                               &held->slots) ||
+             !make_ids(&held->ids, &held->text, &held->ends, &held->key, &held->slots))
+        Py_CLEAR(capsule);
+    return capsule;
+}
+
+/* Into rows, those of one sequence after the other; stops at an error. */
+static void find_each(const Ids *ids, PyObject *sequences, const Py_buffer *rows)
+{
+    int64_t *row = rows->buf;
+    Py_ssize_t left = rows->len / (Py_ssize_t)sizeof *row;
+    Py_ssize_t i = 0;
+    for (; i < PyTuple_GET_SIZE(sequences) && !PyErr_Occurred(); i++) {
+        PyObject *texts = PyTuple_GET_ITEM(sequences, i);
+        if (!PyList_CheckExact(texts) && !PyTuple_CheckExact(texts)) {
+            PyErr_Format(PyExc_TypeError, "expected a list or tuple, got %s", Py_TYPE(texts)->tp_name);
+            return;
+        }
+        Py_ssize_t count = PySequence_Fast_GET_SIZE(texts);
+        if (count > left)
+            break;
+        find_ids(ids, texts, row);
+        row += count;
+        left -= count;
+    }
+    if (!PyErr_Occurred() && (left || i < PyTuple_GET_SIZE(sequences)))
+        PyErr_SetString(PyExc_ValueError, "expected a row for each text");
+}
+
 static PyObject *py_find_ids(PyObject *self, PyObject *args)
 {
-    Py_buffer text, ends, key, slots, rows;
-    PyObject *wanted;
-    /* A tuple: unlike a list it cannot grow meanwhile. */
-    if (!PyArg_ParseTuple(args, "O!y*y*y*y*w*", &PyTuple_Type, &wanted, &text, &ends, &key, &slots,
-                          &rows))
+    Py_buffer rows;
+    PyObject *capsule, *sequences;
+    if (!PyArg_ParseTuple(args, "OO!w*", &capsule, &PyTuple_Type, &sequences, &rows))
         return NULL;
-    Ids ids;
-    if (rows.len / (Py_ssize_t)sizeof(int64_t) != PyTuple_GET_SIZE(wanted))
-        PyErr_SetString(PyExc_ValueError, "expected a row for each text");
-    else if (make_ids(&ids, &text, &ends, &key, &slots))
-        find_ids(&ids, wanted, rows.buf);
-    return DONE_WITH(&text, &ends, &key, &slots, &rows);
+    const IdRows *held = PyCapsule_GetPointer(capsule, ID_ROWS);
+    if (held)
+        find_each(&held->ids, sequences, &rows);
+    return DONE_WITH(&rows);
 }
 
 static PyObject *py_longest(PyObject *self, PyObject *texts)
@@ -1088,6 +1170,64 @@ static PyObject *py_items_json(PyObject *self, PyObject *args)
     return items;
 }
 
+static PyObject *py_milliseconds(PyObject *self, PyObject *seconds)
+{
+    if (!PyList_CheckExact(seconds)) {
+        PyErr_SetString(PyExc_TypeError, "expected a list");
+        return NULL;
+    }
+    PyObject *found = PyList_New(PyList_GET_SIZE(seconds));
+    for (Py_ssize_t i = 0; found && i < PyList_GET_SIZE(found); i++) {
+        int64_t us = microseconds(seconds, i);
+        PyObject *each = PyErr_Occurred() ? NULL : PyFloat_FromDouble((double)us / 1e3);
+        if (each)
+            PyList_SET_ITEM(found, i, each);
+        else
+            Py_CLEAR(found);
+    }
+    return found;
+}
+
+/* A name, and a list's seconds at its place, of each of some names. */
+static char *put_times(char *to, PyObject *names, PyObject *seconds)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        int64_t us = microseconds(seconds, i);
+        if (PyErr_Occurred())
+            return NULL;
+        if (i)
+            to = put(to, ", ", 2);
+        to = put(to, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name));
+        to = put(to, BEFORE_TIME, sizeof BEFORE_TIME - 1);
+        to = put_time(to, us);
+    }
+    return to;
+}
+
+static PyObject *py_server_timing(PyObject *self, PyObject *args)
+{
+    PyObject *names, *seconds;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &names, &PyList_Type, &seconds))
+        return NULL;
+    Py_ssize_t room = 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (!PyBytes_CheckExact(name))
+            return PyErr_Format(PyExc_TypeError, "expected names, got %R", name);
+        room += 2 + PyBytes_GET_SIZE(name) + (Py_ssize_t)sizeof BEFORE_TIME + LONGEST_TIME;
+    }
+    PyObject *text = PyBytes_FromStringAndSize(NULL, room);
+    if (!text)
+        return NULL;
+    char *start = PyBytes_AS_STRING(text), *end = put_times(start, names, seconds);
+    if (!end)
+        Py_CLEAR(text);
+    else
+        _PyBytes_Resize(&text, end - start);
+    return text;
+}
+
 static PyObject *py_best_of(PyObject *self, PyObject *args)
 {
     Py_buffer scores, best, rows;
@@ -1283,7 +1423,8 @@ static PyObject *py_shuffles(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     {"index_ids", py_index_ids, METH_VARARGS, "index_ids(text, ends, key, slots)"},
-    {"find_ids", py_find_ids, METH_VARARGS, "find_ids(wanted, text, ends, key, slots, rows)"},
+    {"id_rows", py_id_rows, METH_VARARGS, "id_rows(text, ends, key, slots)"},
+    {"find_ids", py_find_ids, METH_VARARGS, "find_ids(id_rows, (texts, ...), rows)"},
     {"longest", py_longest, METH_O, "longest(texts)"},
     {"lay_tokens", py_lay_tokens, METH_VARARGS,
      "lay_tokens(((tokens, (text, ends, key, slots, start, column)), ...), width, rows)"},
@@ -1299,6 +1440,8 @@ static PyMethodDef methods[] = {
     {"best_first", py_best_first, METH_VARARGS, "best_first(scores, places, best)"},
     {"picked", py_picked, METH_VARARGS, "picked(list, places)"},
     {"items_json", py_items_json, METH_VARARGS, "items_json(ids, scores, cold)"},
+    {"milliseconds", py_milliseconds, METH_O, "milliseconds(seconds)"},
+    {"server_timing", py_server_timing, METH_VARARGS, "server_timing(names, seconds)"},
     {"best_of", py_best_of, METH_VARARGS, "best_of(scores, best, rows)"},
     {"taken", py_taken, METH_VARARGS, "taken(codes, width, M, rows, tables, K, found)"},
     {"ranking_loop", py_ranking_loop, METH_VARARGS,

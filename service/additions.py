@@ -219,7 +219,7 @@ def _record(item: NewItem, catalogue: Catalogue, seen: Set[str]) -> Record:
         raise _Unplaceable("id", f"{item.id!r} comes twice")
     form = catalogue.base.form
     if item.vector is None:
-        rows = catalogue.rows(item.seen_with or ())
+        rows = catalogue.rows([*(item.seen_with or ())])
         known = rows[rows >= 0]
         if not len(known):
             raise _Unplaceable("seen_with", "expected at least one item that is known")

@@ -39,6 +39,7 @@ from service.tally import Answered, Tally
 VERSION: Final = "0.1.0"
 FOLLOW_AGAIN_S: Final = 1.0
 CANCEL_AGAIN_S: Final = 0.2
+TELL_AGAIN_S: Final = 0.25
 THREAD_NICE: Final = 10
 # The statuses that the edge may answer with, whatever the route; and where it reads a body.
 ANY_METHOD: Final = (405, 500)
@@ -272,7 +273,8 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     )
     await parts.loader.load_all()
     every_s = parts.settings.store_poll_s
-    followers = [asyncio.create_task(_for_ever(parts.loader.follow_cache))]
+    follow = (parts.loader.follow_cache, partial(_tell_in_flight, parts))
+    followers = [asyncio.create_task(_for_ever(each)) for each in follow]
     if every_s > 0:
         follow_store = partial(parts.loader.follow_store, every_s)
         followers.append(asyncio.create_task(_for_ever(follow_store)))
@@ -284,6 +286,13 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         parts.tally.settle()
         await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _tell_in_flight(parts: Parts) -> None:
+    """So that other workers can tell it. At each change it would be dear: a request makes two."""
+    while True:
+        parts.tell_in_flight()
+        await asyncio.sleep(TELL_AGAIN_S)
 
 
 async def _for_ever(follow: Callable[[], Awaitable[None]]) -> None:

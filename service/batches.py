@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from service.ranking import Prepared, Ranked, Ranking
-from service.stopwatch import Stopwatch
+from service.stopwatch import QUEUE, SCORE, Stopwatch
 
 
 class _Asked(NamedTuple):
@@ -81,20 +81,20 @@ def _share(every: Sequence[_Asked]) -> None:
         batches[each.ranking].append(each)
     for ranking, batch in batches.items():
         if len(batch) > 1:
-            _lap(batch, "queue")
+            _lap(batch, QUEUE)
             with suppress(Exception):  # whoever is to blame meets it again, alone
                 ranking.share([each.prepared for each in batch])
-            _lap(batch, "score")
+            _lap(batch, SCORE)
 
 
-def _lap(batch: Sequence[_Asked], stage: str) -> None:
+def _lap(batch: Sequence[_Asked], stage: int) -> None:
     for each in batch:
         each.clock.lap(stage)
 
 
 def _rank(asked: _Asked) -> None:
     ranking, prepared, clock, outcome = asked
-    clock.lap("queue")
+    clock.lap(QUEUE)
     if outcome.done():  # cancelled: nobody waits any more
         return
     try:
@@ -104,5 +104,5 @@ def _rank(asked: _Asked) -> None:
         outcome.set_result(error)
         del asked, outcome  # its traceback leads to this frame
     else:
-        clock.lap("score")
+        clock.lap(SCORE)
         outcome.set_result(ranked)

@@ -6,6 +6,7 @@ fresh items it is another one, which shares all the rest.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self
 
@@ -21,7 +22,7 @@ from service.caches import Blob, Blobs
 from service.fresh import Fresh, FreshForm
 from service.item_ids import UNKNOWN, ItemIds
 from service.item_scores import Best, ItemScores, LookUps, LookUpScoring, Shuffles, fastest
-from service.kernels import Blocks, RankingLoop, in_blocks, out_of_blocks
+from service.kernels import Blocks, RankingLoop, Texts, in_blocks, out_of_blocks
 
 
 class _Form(NamedTuple):
@@ -172,12 +173,13 @@ class Catalogue:
 
     # -- asked
 
-    def rows(self, ids: Sequence[str]) -> Rows:
-        """(N,) rows, -1 for unknown items."""
-        rows = self.base.ids.rows(ids)
+    def rows(self, *ids: Texts) -> Rows:
+        """(n,) rows of items, one sequence after the other; -1 for unknown ones."""
+        rows = self.base.ids.rows(*ids)
         if self.fresh_row_of is not None:
+            every = [*chain(*ids)]
             for place in np.flatnonzero(rows < 0).tolist():
-                rows[place] = self.fresh_row_of.get(ids[place], UNKNOWN)
+                rows[place] = self.fresh_row_of.get(every[place], UNKNOWN)
         return rows
 
     def ids(self, rows: Rows) -> list[str]:

@@ -173,7 +173,7 @@ class ClickRanking(Ranking):
         detail = "this ranker takes no session items; they are ignored"
         return [Warned("unused_session_items", detail, len(session))] if session else []
 
-    def _rows(self, ids: Sequence[str]) -> Rows:
+    def _rows(self, ids: list[str]) -> Rows:
         """Rows in the item table, -1 for unknown ones; without a table, a number for each id."""
         if self.table is not None:
             return self.table.rows(ids)

@@ -42,6 +42,10 @@ class Parts:
     batches: Batches
     tally: Tally
 
+    def tell_in_flight(self) -> None:
+        """Set the metric to what the worker holds now."""
+        self.metrics.in_flight.set(self.in_flight.count)
+
 
 def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -58,6 +58,7 @@ class ItemIds:
         self.packed = ids
         self._text, self._ends = ids.text, ids.ends
         self.index = (index or Index.of(ids)) if kernels.COMPILED else None
+        self._rows = self.index and kernels.IdRows(self._text, self._ends, *self.index)
         listed = () if kernels.COMPILED else self
         self._row_of = {item: row for row, item in enumerate(listed)}
         if not kernels.COMPILED and len(self._row_of) < len(self):
@@ -82,13 +83,18 @@ class ItemIds:
     def __contains__(self, item: str) -> bool:
         return bool(self.rows([item])[0] != UNKNOWN)
 
-    def rows(self, ids: Sequence[str]) -> Rows:
-        """(n,) rows of ids, -1 for those that are not there; raises TypeError if one is no text."""
-        if self.index is None:
-            if strange := [kind for kind in {*map(type, ids)} if not issubclass(kind, str)]:
-                raise TypeError(f"expected texts, got {strange[0].__name__}")
-            return np.fromiter(map(self._row_of.get, ids, repeat(UNKNOWN)), np.intp, len(ids))
-        return kernels.find_ids(ids, self._text, self._ends, *self.index)
+    def rows(self, *ids: kernels.Texts) -> Rows:
+        """(n,) rows of ids, one sequence after the other, -1 for those that are not there.
+
+        Raises:
+            TypeError: one is no text.
+        """
+        if self._rows is not None:
+            return self._rows(*ids)
+        every = [*chain(*ids)]
+        if strange := [kind for kind in {*map(type, every)} if not issubclass(kind, str)]:
+            raise TypeError(f"expected texts, got {strange[0].__name__}")
+        return np.fromiter(map(self._row_of.get, every, repeat(UNKNOWN)), np.intp, len(every))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from model_store.manifest import InputName
 from service.caches import Blob, Blobs
 from service.features import Tensors
 from service.item_ids import ItemIds
+from service.kernels import Texts
 
 _VALUES: Final = "values"
 _TENSOR: Final = "tensor:"
@@ -73,7 +74,7 @@ class ItemTable:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.intp]:
+    def rows(self, ids: Texts) -> NDArray[np.intp]:
         """(N,) rows, -1 for unknown items."""
         return self.ids.rows(ids)
 

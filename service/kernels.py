@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 18  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 19  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -40,6 +40,7 @@ Slots = NDArray[np.uint32]
 Heap = tuple[Floats, Rows]
 Blob = bytes | memoryview
 Buffer = Any  # what lends its bytes
+Texts = list[str] | tuple[str, ...]
 T = TypeVar("T")
 
 LANES: Final = 32  # items of a block
@@ -168,6 +169,24 @@ def items_json(ids: bytes, scores: bytes, cold: bytes = b"") -> bytes:
         ValueError: they are not as many.
     """
     return _kernels.items_json(ids, scores, cold)
+
+
+# Times of a request: Python takes as long to round and write them as to look 200 items up
+
+
+def milliseconds(seconds: list[float]) -> list[float]:
+    """Each rounded to microseconds; they have not begun before 0."""
+    if COMPILED:
+        return _kernels.milliseconds(seconds)
+    return [int(each * 1e6 + 0.5) / 1e3 for each in seconds]
+
+
+def server_timing(names: tuple[bytes, ...], seconds: list[float]) -> bytes:
+    """The value of a Server-Timing header: a duration for each name."""
+    if COMPILED:
+        return _kernels.server_timing(names, seconds)
+    durations = [b"%s;dur=%.3f" % each for each in zip(names, milliseconds(seconds), strict=True)]
+    return b", ".join(durations)
 
 
 def best_of(scores: Floats, count: int) -> Heap:
@@ -616,12 +635,27 @@ def _read(
     return _kernels.read_features(layout.compiled, *brought, whole, len(rows), rows, numbers)
 
 
-def find_ids(
-    wanted: Sequence[str], text: Blob, ends: NDArray[np.uint32], key: bytes, slots: Slots
-) -> Rows:
-    """(n,) rows of ids, -1 for those that are not there; slots are those of `index_ids`."""
-    _check_ids(ends, slots)
-    texts = tuple(wanted)
-    rows = np.empty(len(texts), np.int64)
-    _kernels.find_ids(texts, text, ends, key, slots, rows)
-    return rows
+class IdRows:
+    """Finds rows by ids; only where loops are compiled.
+
+    What one look-up shares with the next is checked here, once.
+
+    Args:
+        text, ends: the ids one after the other, and where they begin and the last one ends.
+        key: the slots'.
+        slots: of `index_ids`.
+    """
+
+    def __init__(self, text: Blob, ends: NDArray[np.uint32], key: bytes, slots: Slots) -> None:
+        _check_ids(ends, slots)
+        self._compiled = _kernels.id_rows(text, ends, key, slots)
+
+    def __call__(self, *texts: Texts) -> Rows:
+        """(n,) rows of ids, one sequence after the other; -1 for those that are not there.
+
+        Raises:
+            TypeError: one is no text.
+        """
+        rows = np.empty(sum(map(len, texts)), np.int64)
+        _kernels.find_ids(self._compiled, texts, rows)
+        return rows

@@ -4,6 +4,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Tallied
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ class Histograms(Histogram):
         """As `observe` of each: it takes a lock twice and looks through the buckets every time."""
         if amounts:
             self._sum.inc(sum(amounts))
-        for bucket, count in Tallied(bisect_left(self._upper_bounds, x) for x in amounts).items():
+        for bucket, count in Tallied(map(bisect_left, repeat(self._upper_bounds), amounts)).items():
             self._buckets[bucket].inc(count)
 
 

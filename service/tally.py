@@ -5,25 +5,49 @@ line and seven histograms cost more than parsing and encoding; one after the oth
 """
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from service.metrics import Metrics
+from service import kernels
+from service.metrics import STAGES, Metrics
 
-MOST: Final = 64  # so that settling takes well under a millisecond
+MOST: Final = 32  # so that settling takes a fraction of a millisecond
 DELAY_S: Final = 0.05  # how late a line may be, and what other workers' metrics miss
 
-Write = Callable[[Iterable[Mapping[str, Any]]], None]
+
+class Line(Struct, frozen=True, gc=False):
+    """A request's line in the log; what is not set is not there.
+
+    Attributes:
+        code: null where a ranking went well.
+    """
+
+    event: str
+    level: str
+    timestamp: datetime
+    request_id: str
+    method: str
+    route: str
+    status: int
+    ms: float
+    code: str | UnsetType | None = UNSET
+    model: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    candidates: int | UnsetType = UNSET
+    cold: int | UnsetType = UNSET
+    queue_ms: float | UnsetType = UNSET
+    parse_ms: float | UnsetType = UNSET
+    features_ms: float | UnsetType = UNSET
+    score_ms: float | UnsetType = UNSET
+    encode_ms: float | UnsetType = UNSET
 
 
-def milliseconds(seconds: float) -> float:
-    """Rounded to microseconds, in half of the time that `round` takes."""
-    return int(seconds * 1e6 + 0.5) / 1e3
+Write = Callable[[Sequence[Line]], None]
 
 
 class Served(Struct, frozen=True, gc=False):
@@ -34,7 +58,7 @@ class Served(Struct, frozen=True, gc=False):
         brought: whether the request brought them; /recommend takes the catalogue's.
         cold: how many of them the catalogue does not know.
         warnings: codes.
-        laps: stage → seconds.
+        laps: the seconds of each of `STAGES`, 0 for those that it did not come to.
     """
 
     model: str
@@ -43,7 +67,7 @@ class Served(Struct, frozen=True, gc=False):
     brought: bool
     cold: int
     warnings: Sequence[str]
-    laps: Mapping[str, float]
+    laps: list[float]
 
 
 class Answered(Struct, frozen=True, gc=False):
@@ -65,30 +89,17 @@ class Answered(Struct, frozen=True, gc=False):
     seconds: float
     served: Served | None = None
 
-    def line(self) -> dict[str, Any]:
-        """Its log line."""
-        fields: dict[str, Any] = {
-            "event": "request",
-            "level": "info",
-            "timestamp": datetime.fromtimestamp(self.at, UTC),
-            "request_id": self.request_id,
-            "method": self.method,
-            "route": self.route,
-            "status": self.status,
-            "ms": milliseconds(self.seconds),
-        }
-        if self.code is not None or self.served is not None:
-            fields["code"] = self.code  # null where a ranking went well
-        if (served := self.served) is not None:
-            fields |= {
-                "model": served.model,
-                "version": served.version,
-                "candidates": served.candidates,
-                "cold": served.cold,
-            }
-            for stage, seconds in served.laps.items():
-                fields[f"{stage}_ms"] = milliseconds(seconds)
-        return fields
+    def line(self) -> Line:
+        """Its line in the log."""
+        at, served = datetime.fromtimestamp(self.at, UTC), self.served
+        laps = [] if served is None else served.laps
+        ms, *stages = kernels.milliseconds([self.seconds, *laps])
+        who = (self.request_id, self.method, self.route, self.status, ms)
+        if served is None:
+            return Line("request", "info", at, *who, UNSET if self.code is None else self.code)
+        what = (served.model, served.version, served.candidates, served.cold)
+        taken = [ms if lap else UNSET for ms, lap in zip(stages, laps, strict=True)]
+        return Line("request", "info", at, *who, self.code, *what, *taken)
 
 
 class Tally:
@@ -108,8 +119,8 @@ class Tally:
         self._pending.append(answered)
         if len(self._pending) == 1:
             asyncio.get_running_loop().call_later(DELAY_S, self.settle)
-        elif len(self._pending) >= MOST:
-            self.settle()
+        elif len(self._pending) == MOST:  # not at once: first its answer is to be on its way
+            asyncio.get_running_loop().call_soon(self.settle)
 
     def settle(self) -> None:
         """Count and log what has come since the last time."""
@@ -119,30 +130,27 @@ class Tally:
         if self._write is not None and settled:
             # Nobody reads them any more, or the disk is full: requests and scrapes go on.
             with suppress(OSError, ValueError):
-                self._write(each.line() for each in settled)
+                self._write([each.line() for each in settled])
 
     def _count(self, settled: Sequence[Answered]) -> None:
         metrics = self._metrics
-        requests = Counter((each.route, each.status) for each in settled)
-        for (route, status), count in requests.items():
-            metrics.requests.labels(route, str(status)).inc(count)
-        for route, seconds in _grouped((each.route, each.seconds) for each in settled).items():
+        requests: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for each in settled:
+            requests[each.route, each.status].append(each.seconds)
+        for (route, status), seconds in requests.items():
+            metrics.requests.labels(route, str(status)).inc(len(seconds))
             metrics.request_seconds.labels(route).observe_all(seconds)
 
     def _count_served(self, served: Sequence[Served]) -> None:
         metrics = self._metrics
-        for stage, seconds in _grouped(lap for each in served for lap in each.laps.items()).items():
-            metrics.stages[stage].observe_all(seconds)
+        if not served:
+            return
+        by_stage = zip(*(each.laps for each in served), strict=True)
+        for stage, seconds in zip(STAGES, by_stage, strict=True):
+            metrics.stages[stage].observe_all([lap for lap in seconds if lap])
         metrics.candidates.observe_all([each.candidates for each in served if each.brought])
         for each in served:
             if each.cold:
                 metrics.cold_candidates.labels(each.model).inc(each.cold)
             for code in each.warnings:
                 metrics.warnings.labels(code).inc()
-
-
-def _grouped(pairs: Iterable[tuple[str, float]]) -> Mapping[str, list[float]]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, value in pairs:
-        groups[name].append(value)
-    return groups

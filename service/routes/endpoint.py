@@ -23,7 +23,7 @@ from service.errors import ServiceError
 from service.problems import Header, problem, responses
 from service.ranking import Given, Prepared, Ranked, Ranking, Request
 from service.schemas import RawRankRequest
-from service.stopwatch import Stopwatch
+from service.stopwatch import ENCODE, FEATURES, PARSE, QUEUE, SCORE, Stopwatch
 
 JSON: Final = b"application/json"
 MAX_DIGITS: Final = 18
@@ -130,7 +130,6 @@ class Endpoint:
         )
         in_flight = self._parts.in_flight
         in_flight.enter()
-        self._metrics.in_flight.inc()
         try:
             # Let all that has arrived be counted before any of it is scored: without this turn of
             # the loop, a burst would wait uncounted and never be shed.
@@ -138,7 +137,6 @@ class Endpoint:
             return await self._rank(body, clock, request_id)
         finally:
             in_flight.leave()
-            self._metrics.in_flight.dec()
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Refuse what need not be read."""
@@ -172,7 +170,7 @@ class Endpoint:
         if not self._is_for_batch(ready):
             return self._answered(ready, _ranked(ready, clock), clock)
         ranked = await self._parts.batches.rank(ready.ranking, ready.prepared, clock)
-        clock.lap("queue")
+        clock.lap(QUEUE)
         return self._answered(ready, ranked, clock)
 
     async def _apart(self, work: Callable[[], T]) -> T:
@@ -181,7 +179,7 @@ class Endpoint:
     def _read(
         self, body: bytes, whole: Callable[[], Request], clock: Stopwatch, request_id: str
     ) -> Asked:
-        clock.lap("queue")
+        clock.lap(QUEUE)
         clock.check()
         loader, own = self._parts.loader, request_id
         given = self._operation.parse_raw(body) if loader.reads_raw else None
@@ -198,13 +196,13 @@ class Endpoint:
             raise
         if isinstance(given, RawRankRequest) and not ranking.reads_raw:
             given = request = whole()
-        clock.lap("parse")
+        clock.lap(PARSE)
         clock.check()
         return Asked(own, request, given, whole, ranking)
 
     def _reply(self, asked: Asked, clock: Stopwatch) -> tuple[list[Header], bytes]:
         """Prepare, rank and write it: on a thread."""
-        clock.lap("queue")  # it may have waited for one
+        clock.lap(QUEUE)  # it may have waited for one
         clock.check()
         ready = self._ready(asked, clock)
         return self._answered(ready, _ranked(ready, clock), clock)
@@ -224,7 +222,7 @@ class Endpoint:
             prepared = self._prepared(ranking, request)
         assert prepared is not None  # noqa: S101  nothing of it was left as it came
         clock.ranking, clock.prepared = ranking, prepared
-        clock.lap("features")
+        clock.lap(FEATURES)
         clock.check()
         return Ready(asked.id, request, ranking, prepared)
 
@@ -236,7 +234,7 @@ class Endpoint:
         reply |= ranking.answer(ready.request, ready.prepared, ranked)
         reply["timing_ms"] = clock.timing_ms()
         content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
-        clock.lap("encode")
+        clock.lap(ENCODE)
         return [
             (b"content-type", JSON),
             (b"content-length", str(len(content)).encode()),
@@ -269,7 +267,7 @@ class Endpoint:
 
 def _ranked(ready: Ready, clock: Stopwatch) -> Ranked:
     ranked = ready.ranking.rank(ready.prepared)
-    clock.lap("score")
+    clock.lap(SCORE)
     return ranked
 
 

@@ -90,4 +90,5 @@ PROMETHEUS: dict[int | str, dict[str, Any]] = {
 async def metrics(parts: PartsDep) -> Response:
     """Prometheus' text format: of all workers, whichever answers."""
     parts.tally.settle()
+    parts.tell_in_flight()
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)

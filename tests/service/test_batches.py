@@ -179,7 +179,7 @@ async def test_time_goes_to_the_request_that_took_it(monkeypatch: pytest.MonkeyP
     )
 
     assert [clock.laps for clock in clocks] == [
-        {"queue": 100.0, "score": 11.0},
-        {"queue": 110.0, "score": 11.0},
+        [100.0, 0.0, 0.0, 11.0, 0.0],
+        [110.0, 0.0, 0.0, 11.0, 0.0],
     ]
-    assert other_clock.laps == {"queue": 121.0, "score": 0.0}  # of another model: it shared nothing
+    assert other_clock.laps == [121.0, 0.0, 0.0, 0.0, 0.0]  # of another model: it shared nothing

@@ -507,8 +507,8 @@ KEY = bytes(range(16))
         (kernels.scanned, (CODES[:, :0], TABLES[:0], 1)),
         (kernels.index_ids, (b"abc", ENDS.astype(np.int64), KEY)),
         (kernels.index_ids, (b"abc", ENDS.astype(np.uint16), KEY)),
-        (kernels.find_ids, (["a"], b"abc", ENDS.astype(np.int64), KEY, SLOTS)),
-        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS.astype(np.int32))),
+        (kernels.IdRows, (b"abc", ENDS.astype(np.int64), KEY, SLOTS)),
+        (kernels.IdRows, (b"abc", ENDS, KEY, SLOTS.astype(np.int32))),
     ],
 )
 def test_no_memory_is_read_as_what_it_is_not(kernel: Any, arguments: tuple[Any, ...]) -> None:
@@ -540,10 +540,10 @@ def test_no_row_beyond_the_items_is_looked_up(compiled: bool, row: int) -> None:
         (kernels.index_ids, (b"abc", ENDS[[0, 3, 2]], KEY)),
         (kernels.index_ids, (b"", ENDS[:0], KEY)),
         (kernels.index_ids, (b"abc", ENDS, KEY[1:])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS[:0])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, KEY, SLOTS[:3])),
-        (kernels.find_ids, (["a"], b"abc", ENDS, KEY[1:], SLOTS)),
-        (kernels.find_ids, (["a"], b"", ENDS[:0], KEY, SLOTS)),
+        (kernels.IdRows, (b"abc", ENDS, KEY, SLOTS[:0])),
+        (kernels.IdRows, (b"abc", ENDS, KEY, SLOTS[:3])),
+        (kernels.IdRows, (b"abc", ENDS, KEY[1:], SLOTS)),
+        (kernels.IdRows, (b"", ENDS[:0], KEY, SLOTS)),
     ],
 )
 def test_ids_must_fit_their_text_and_slots(kernel: Any, arguments: tuple[Any, ...]) -> None:
@@ -557,7 +557,7 @@ def test_ids_must_fit_their_text_and_slots(kernel: Any, arguments: tuple[Any, ..
 def test_no_slots_lead_out_of_the_ids(slots: list[int], data: st.DataObject) -> None:
     """Slots may come from a file: whatever they hold, a search ends, and finds what is there."""
     ends = np.array(data.draw(st.lists(st.integers(0, 5), min_size=4, max_size=4)), np.uint32)
-    rows = kernels.find_ids(["a", "", "bc"], b"abc", ends, KEY, np.array(slots, np.uint32))
+    rows = kernels.IdRows(b"abc", ends, KEY, np.array(slots, np.uint32))(["a"], ("", "bc"))
 
     for row, sought in zip(rows.tolist(), (b"a", b"", b"bc"), strict=True):
         assert row == -1 or b"abc"[ends[row] : ends[row + 1]] == sought
@@ -585,8 +585,21 @@ def test_ids_are_hashed_as_python_hashes_texts(text: bytes) -> None:
 @pytest.mark.skipif(not kernels.COMPILED, reason="numpy counts by itself")
 def test_as_many_rows_as_texts_are_written() -> None:
     """The loop itself sees to it."""
-    with pytest.raises(ValueError, match="a row for each text"):
-        kernels._kernels.find_ids(("a", "b"), b"abc", ENDS, KEY, SLOTS, np.empty(1, np.int64))
+    found = kernels.IdRows(b"abc", ENDS, KEY, SLOTS)._compiled
+    rows = np.full(3, 7)
+
+    for texts in ((["a"],), (["a"], ["b"]), (["a", "b"], ("a", "b")), ()):
+        with pytest.raises(ValueError, match="a row for each text"):
+            kernels._kernels.find_ids(found, texts, rows)
+    assert rows[2] == 7
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="a dictionary finds by itself")
+@pytest.mark.parametrize("texts", [({"a"},), ("a",), (["a"], [b"b"]), (["a"], [1])])
+def test_only_texts_are_found(texts: Any) -> None:
+    """In lists and tuples, whose length cannot change meanwhile."""
+    with pytest.raises(TypeError, match="expected"):
+        kernels.IdRows(b"abc", ENDS, KEY, SLOTS)(*texts)
 
 
 @loops
