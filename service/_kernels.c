@@ -426,22 +426,56 @@ static uint32_t key_of(float score)
     return bits >> 31 ? bits : ~bits & INT32_MAX;
 }
 
-/* Sort by keys, byte by byte from the last: what has the same key stays in order. */
-static Keyed *sorted(Keyed *some, Keyed *others, Py_ssize_t count)
+/* Sort by some bytes of keys less the least one, the last of them first: what is the same there
+ * stays in order. */
+static Keyed *sorted_by(Keyed *some, Keyed *others, Py_ssize_t count, uint32_t least, int shift,
+                        int end)
 {
-    for (int shift = 0; shift < 32; shift += 8) {
-        Py_ssize_t starts[257] = {0};
+    for (; shift < end; shift += 8) {
+        uint32_t starts[257] = {0};
         for (Py_ssize_t i = 0; i < count; i++)
-            starts[(some[i].key >> shift & 255) + 1]++;
+            starts[((some[i].key - least) >> shift & 255) + 1]++;
         for (int byte = 0; byte < 256; byte++)
             starts[byte + 1] += starts[byte];
         for (Py_ssize_t i = 0; i < count; i++)
-            others[starts[some[i].key >> shift & 255]++] = some[i];
+            others[starts[(some[i].key - least) >> shift & 255]++] = some[i];
         Keyed *filled = others;
         others = some;
         some = filled;
     }
     return some;
+}
+
+/* Put right what is nearly in order; whether few enough steps were enough. */
+static int settled(Keyed *some, Py_ssize_t count)
+{
+    Py_ssize_t steps = 4 * count;
+    for (Py_ssize_t i = 1; i < count; i++) {
+        Keyed each = some[i];
+        Py_ssize_t place = i;
+        for (; place && some[place - 1].key > each.key; place--)
+            some[place] = some[place - 1];
+        some[place] = each;
+        if ((steps -= i - place) < 0)
+            return 0;
+    }
+    return 1;
+}
+
+/* Sort by keys; of equal ones the first stays first. By two bytes of what there is between the least
+ * and the greatest, and by all four only where that leaves much to do. */
+static Keyed *sorted(Keyed *some, Keyed *others, Py_ssize_t count)
+{
+    uint32_t least = UINT32_MAX, most = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        least = some[i].key < least ? some[i].key : least;
+        most = some[i].key > most ? some[i].key : most;
+    }
+    int shift = 0;
+    while (count && (most - least) >> shift > UINT16_MAX)
+        shift++;
+    some = sorted_by(some, others, count, least, shift, shift + 16); /* back where they were */
+    return !shift || settled(some, count) ? some : sorted_by(some, others, count, 0, 0, 32);
 }
 
 /* Places of the best scores, best first, of equal ones the first; 0 without memory. */

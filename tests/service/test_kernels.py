@@ -282,6 +282,21 @@ def test_the_best_come_first_and_of_equal_ones_the_first(
 
 
 @ways
+@pytest.mark.parametrize("outliers", [[], [-1e30], [1e30, -1e30], [np.nan]])
+def test_scores_that_lie_close_together_are_sorted_too(
+    compiled: bool, outliers: list[float]
+) -> None:
+    """Beside scores far off, what tells most from another lies in their last bits."""
+    close = np.random.default_rng(0).integers(0, 900, 2000) * 2.0**-21 + 5  # some twice
+    scores = np.array([*close, *outliers], np.float32)
+
+    with by(compiled):
+        places, _ = kernels.best_first(scores, None)
+
+    assert places.tolist() == np.argsort(-scores, kind="stable").tolist()
+
+
+@ways
 def test_what_is_no_number_comes_last(compiled: bool) -> None:
     """Whatever its sign, and below infinity; of other memory than scores none is sorted."""
     scores = np.array([np.nan, -np.inf, 1.0, -np.nan, 1.0], np.float32)
