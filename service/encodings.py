@@ -94,8 +94,10 @@ class Encodings:
     def _recalled(self, session: bytes) -> Encoded | None:
         found = self._remembered.get(session)
         if found is not None:
-            with suppress(KeyError):  # another thread's session may have pushed it out
+            try:  # noqa: SIM105  `suppress` takes longer than what it is about
                 self._remembered.move_to_end(session)
+            except KeyError:
+                pass  # another thread's session has pushed it out
         return found
 
     def _remember(self, session: bytes, found: Encoded) -> None:
