@@ -827,6 +827,8 @@ static void free_layout(Layout *layout)
 {
     for (Py_ssize_t j = 0; layout->lent && j <= layout->count; j++)
         give_back(&layout->lent[j]);
+    for (Py_ssize_t j = 0; layout->features && j < layout->count; j++)
+        PyMem_Free(layout->features[j].shorts.places);
     PyMem_Free(layout->lent);
     PyMem_Free(layout->features);
     PyMem_Free(layout);
@@ -860,6 +862,10 @@ static int make_feature(const Layout *layout, PyObject *spec, Feature *feature, 
         places = layout->width;
         if (!make_ids(&feature->known, &lent->text, &lent->ends, &lent->key, &lent->slots))
             return 0;
+        if (!lay_shorts(&feature->shorts, &feature->known)) {
+            PyErr_NoMemory();
+            return 0;
+        }
     }
     if (feature->place >= 0 && feature->place < places)
         return 1;

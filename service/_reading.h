@@ -20,6 +20,8 @@
 #define WHOLE_DOUBLE 15    /* digits that any double holds */
 #define EXACT_POWER 22     /* powers of ten that a double holds */
 #define DEEPEST 8          /* lists in lists that are passed over */
+#define SHORT 8            /* bytes of a token, which are compared at once */
+#define MOST_SHORT 16384   /* tokens of a vocabulary: half a megabyte */
 
 typedef struct {
     const char *at, *end;
@@ -27,10 +29,25 @@ typedef struct {
 
 typedef enum { PASSED, TOKEN, NUMBER } Kind;
 
+/* A token of a few bytes, and its row; NO_ROW: none is here. */
+typedef struct {
+    uint64_t bytes;
+    int32_t length, row;
+} Short;
+
+/* A vocabulary of short tokens, found by one look at one place: slots, where a token lies and its text
+ * are three, and SipHash takes longer than all of them. */
+typedef struct {
+    Short *places; /* NULL: its tokens are too many, or too long */
+    int bits;      /* of the number of places, twice the tokens or more */
+    uint64_t odd;
+} Shorts;
+
 /* A feature that candidates may bring. */
 typedef struct {
     Kind kind;
     Ids known;         /* tokens */
+    Shorts shorts;     /* the same */
     int32_t start;     /* the row of the first of these */
     Py_ssize_t place;  /* the column of rows, or of numbers */
     Py_ssize_t latest; /* the last candidate that brought it, counted from 1 */
@@ -72,11 +89,74 @@ static inline void wait_for(Reader *reader, const Feature *feature, Py_ssize_t c
         look_up_waiting(reader);
 }
 
-static inline void look_up(Reader *reader, const Feature *feature, Py_ssize_t candidate,
-                           const char *token, Py_ssize_t length)
+/* The bytes of a short text; what lies behind it, up to ``end``, may be read. */
+static inline uint64_t bytes_of(const char *text, Py_ssize_t length, const char *end)
 {
-    seek(&feature->known, token, length, &reader->ahead[reader->waiting]);
-    wait_for(reader, feature, candidate);
+    if (length == SHORT)
+        return little_endian(text, SHORT);
+    if (end - text < SHORT)
+        return little_endian(text, length);
+    return little_endian(text, SHORT) & (((uint64_t)1 << 8 * length) - 1);
+}
+
+/* Where a short text stands, or would. Its hash multiplies by a number that nobody else knows
+ * (Dietzfelbinger et al., J. Algorithms 1997): nobody can choose tokens that all meet in one place. */
+static inline Short *place_of(const Shorts *shorts, uint64_t bytes, Py_ssize_t length)
+{
+    size_t place = bytes * shorts->odd >> (64 - shorts->bits);
+    while (shorts->places[place].row != NO_ROW &&
+           (shorts->places[place].bytes != bytes || shorts->places[place].length != length))
+        place = (place + 1) & (((size_t)1 << shorts->bits) - 1);
+    return &shorts->places[place];
+}
+
+static int are_short(const Ids *known)
+{
+    if (known->items > MOST_SHORT)
+        return 0;
+    for (Py_ssize_t row = 0; row < known->items; row++)
+        if (!lies_within(known, row) || known->ends[row + 1] - known->ends[row] > SHORT)
+            return 0;
+    return 1;
+}
+
+/* Lay out a vocabulary, if its tokens are few enough and short; 0 without memory. */
+static int lay_shorts(Shorts *shorts, const Ids *known)
+{
+    if (!are_short(known))
+        return 1;
+    shorts->odd = known->key[0] | 1;
+    shorts->bits = 1;
+    while ((Py_ssize_t)1 << shorts->bits < 2 * known->items)
+        shorts->bits++;
+    size_t count = (size_t)1 << shorts->bits;
+    if (!(shorts->places = PyMem_Malloc(count * sizeof *shorts->places)))
+        return 0;
+    for (size_t place = 0; place < count; place++)
+        shorts->places[place].row = NO_ROW;
+    for (int32_t row = 0; row < known->items; row++) {
+        const char *text = known->text + known->ends[row];
+        int32_t length = (int32_t)(known->ends[row + 1] - known->ends[row]);
+        uint64_t bytes = bytes_of(text, length, text + length);
+        *place_of(shorts, bytes, length) = (Short){bytes, length, row};
+    }
+    return 1;
+}
+
+static inline void look_up(Reader *reader, const Feature *feature, Py_ssize_t candidate,
+                           const Text *token, const char *end)
+{
+    Py_ssize_t length = token->end - token->at;
+    if (!feature->shorts.places) {
+        seek(&feature->known, token->at, length, &reader->ahead[reader->waiting]);
+        wait_for(reader, feature, candidate);
+        return;
+    }
+    int32_t row = NO_ROW;
+    if (length <= SHORT)
+        row = place_of(&feature->shorts, bytes_of(token->at, length, end), length)->row;
+    reader->rows[candidate * reader->width + feature->place] =
+        row == NO_ROW ? UNKNOWN_TOKEN : feature->start + row;
 }
 
 /* ---- JSON: each reads what it is for and goes on behind it, or answers 0 ---- */
@@ -326,7 +406,7 @@ static int read_token(Reader *reader, Feature *feature, Py_ssize_t candidate, Te
                (*token.at == '-' && token.end - token.at == 2 && token.at[1] == '0')) {
         return 0; /* 24.0 is the token 24, and -0 is 0: the encoder knows */
     }
-    look_up(reader, feature, candidate, token.at, token.end - token.at);
+    look_up(reader, feature, candidate, &token, text->end);
     return 1;
 }
 

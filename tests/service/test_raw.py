@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ pytestmark = [
     pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here"),
 ]
 
-TOKENS = ["a", "b", "7", "-3", "-1", "true", "12345678", "longer than eight", "", "é"]
+SHORT = ["a", "b", "7", "-3", "-1", "true", "12345678", "", "é"]
+TOKENS = [*SHORT, "longer than eight"]
+ALIKE = ["1234567", "123456789", "12345679", "aa"]  # and yet others
+VOCABULARIES = {"brand": SHORT}  # of a feature; others have all tokens
 IDS = ["i1", "i2", "i3"]
 
 
@@ -79,7 +83,11 @@ def plan_of(manifest: Manifest) -> FeaturePlan:
         TensorSpec(name="candidate_ids", dtype="int32", shape=("N", 2)),
     )
     changed = manifest.model_copy(update={"features": FEATURES, "inputs": inputs, "item_id": None})
-    encoders = {s.name: make_encoder(s, TOKENS) for s in FEATURES if s.tensor is not None}
+    encoders = {
+        spec.name: make_encoder(spec, VOCABULARIES.get(spec.name, TOKENS))
+        for spec in FEATURES
+        if spec.tensor is not None
+    }
     return FeaturePlan(changed, encoders)
 
 
@@ -146,7 +154,11 @@ plain = st.one_of(
     st.dictionaries(st.text(max_size=2), st.integers(0, 3), max_size=1),
 )  # fmt: skip
 as_json = st.one_of(plain.map(json.dumps), literals)
-told = st.one_of(st.none(), st.sampled_from(TOKENS[:-1]), st.integers(-(10**9), 10**9))
+told = st.one_of(
+    st.none(),
+    st.sampled_from([each for each in (*TOKENS, *ALIKE) if each.isascii()]),
+    st.integers(-(10**9), 10**9),
+)
 amounts = st.one_of(
     st.none(), st.integers(-(2**60), 2**60), st.floats(-3e38, 3e38), st.floats(-100, 100)
 )
@@ -225,6 +237,36 @@ def test_columns_are_read_as_they_are_parsed(
 
     assert found is not None
     assert same(found, expected)
+
+
+def laid_tokens(known: list[str], texts: list[str]) -> Iterator[list[int]]:
+    """Rows from 2 on of a vocabulary's tokens, from a column, and from as many objects."""
+    ids, names = PackedIds.of(known), PackedIds.of(["shop"])
+    vocabulary = (ids.text, ids.ends, *Index.of(ids), 2, 0)
+    layout = kernels.Layout((names.text, names.ends, *Index.of(names)), [vocabulary], 1, 0)
+    numbers = np.empty((len(texts), 0))
+    columns = brought_by(json.dumps({"shop": texts}).encode())
+    several = brought_by(*(b'{"shop":"%s"}' % text.encode() for text in texts))
+    for read, brought in ((kernels.read_columns, columns), (kernels.read_candidates, several)):
+        rows = np.ones((len(texts), 1), np.int32)
+        assert read(brought, layout, rows, numbers)
+        yield rows[:, 0].tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 16383, 16384, 16385])
+def test_a_vocabulary_of_any_size_is_read(count: int) -> None:
+    """Every token has its row, and no other text has one: few short ones are laid out anew."""
+    known = [*map(str, range(count))]
+    others = [*map(str, range(count, count + 3)), "1234567", "12345678", "123456789"]
+
+    for rows in laid_tokens(known, known + others):
+        assert rows == [*range(2, 2 + count), *[0] * len(others)]
+
+
+def test_a_token_is_as_long_as_it_is() -> None:
+    """Zeros behind a short one are none of it."""
+    for rows in laid_tokens(["a\0", "\0", "b"], ["a", "", "b"]):
+        assert rows == [0, 0, 4]
 
 
 def read_right_or_left(plan: FeaturePlan, body: bytes) -> None:
