@@ -290,17 +290,15 @@ static void scanned_blocks(const Blocks *blocks, const uint8_t *entries, double 
 
 /* ---- ids and tokens that Python holds ---- */
 
-/* Rows of the texts of a list or tuple, which nobody changes meanwhile: no code of Python's runs.
- * Stops at an error. */
+/* Rows of the texts of a tuple; stops at an error. */
 static void find_ids(const Ids *ids, PyObject *wanted, int64_t *rows)
 {
     Sought ahead[AHEAD];
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(wanted);
-    PyObject *const *text = PySequence_Fast_ITEMS(wanted);
+    Py_ssize_t count = PyTuple_GET_SIZE(wanted);
     for (Py_ssize_t first = 0; first < count; first += AHEAD) {
         Py_ssize_t some = count - first < AHEAD ? count - first : AHEAD;
         for (Py_ssize_t i = 0; i < some; i++)
-            if (!seek_text(ids, text[first + i], &ahead[i]))
+            if (!seek_text(ids, PyTuple_GET_ITEM(wanted, first + i), &ahead[i]))
                 return;
         find_sought(ahead, some, rows + first);
     }
@@ -447,9 +445,9 @@ static Keyed *sorted_by(Keyed *some, Keyed *others, Py_ssize_t count, uint32_t l
 }
 
 /* Put right what is nearly in order; whether few enough steps were enough. */
-static int settled(Keyed *some, Py_ssize_t count)
+static int put_right(Keyed *some, Py_ssize_t count)
 {
-    Py_ssize_t steps = 4 * count;
+    Py_ssize_t steps = count;
     for (Py_ssize_t i = 1; i < count; i++) {
         Keyed each = some[i];
         Py_ssize_t place = i;
@@ -462,8 +460,10 @@ static int settled(Keyed *some, Py_ssize_t count)
     return 1;
 }
 
-/* Sort by keys; of equal ones the first stays first. By two bytes of what there is between the least
- * and the greatest, and by all four only where that leaves much to do. */
+#define TWO_BYTES_FOR 512 /* scores: of more, two bytes leave too many alike */
+
+/* Sort by keys; of equal ones the first stays first. By two or three bytes of what there is between
+ * the least and the greatest, and by all four only where that leaves much to do. */
 static Keyed *sorted(Keyed *some, Keyed *others, Py_ssize_t count)
 {
     uint32_t least = UINT32_MAX, most = 0;
@@ -471,11 +471,13 @@ static Keyed *sorted(Keyed *some, Keyed *others, Py_ssize_t count)
         least = some[i].key < least ? some[i].key : least;
         most = some[i].key > most ? some[i].key : most;
     }
-    int shift = 0;
-    while (count && (most - least) >> shift > UINT16_MAX)
+    int bits = count <= TWO_BYTES_FOR ? 16 : 24, shift = 0;
+    while (count && (most - least) >> shift >> bits)
         shift++;
-    some = sorted_by(some, others, count, least, shift, shift + 16); /* back where they were */
-    return !shift || settled(some, count) ? some : sorted_by(some, others, count, 0, 0, 32);
+    Keyed *found = sorted_by(some, others, count, least, shift, shift + bits);
+    if (!shift || put_right(found, count))
+        return found;
+    return sorted_by(found, found == some ? others : some, count, 0, 0, 32);
 }
 
 /* Places of the best scores, best first, of equal ones the first; 0 without memory. */
@@ -550,10 +552,10 @@ static char *put_items(char *to, const Py_buffer *ids, const Py_buffer *scores,
 
 /* ---- times of a request ---- */
 
-#define LONGEST_TIME 24 /* digits of int64_t, its sign and a point */
+#define LONGEST_TIME 24 /* digits of int64_t and a point */
 #define BEFORE_TIME ";dur="
 
-/* Microseconds, of a list that may hold anything; 0 if an error is set. */
+/* Microseconds, not below 0, of a list that may hold anything; 0 if an error is set. */
 static int64_t microseconds(PyObject *seconds, Py_ssize_t place)
 {
     PyObject *given = place < PyList_GET_SIZE(seconds) ? PyList_GET_ITEM(seconds, place) : Py_None;
@@ -561,18 +563,17 @@ static int64_t microseconds(PyObject *seconds, Py_ssize_t place)
         PyErr_Format(PyExc_TypeError, "expected seconds, got %R", given);
         return 0;
     }
-    return (int64_t)(PyFloat_AS_DOUBLE(given) * 1e6 + 0.5);
+    return PyFloat_AS_DOUBLE(given) > 0 ? (int64_t)(PyFloat_AS_DOUBLE(given) * 1e6 + 0.5) : 0;
 }
 
 /* Milliseconds, to three places. */
 static char *put_time(char *to, int64_t us)
 {
     char digits[LONGEST_TIME], *first = digits + sizeof digits;
-    uint64_t left = us < 0 ? 0 : (uint64_t)us;
-    for (int place = 0; place < 4 || left; place++, left /= 10) {
+    for (int place = 0; place < 4 || us; place++, us /= 10) {
         if (place == 3)
             *--first = '.';
-        *--first = (char)('0' + left % 10);
+        *--first = (char)('0' + us % 10);
     }
     return put(to, first, digits + sizeof digits - first);
 }
@@ -677,26 +678,35 @@ static PyObject *py_id_rows(PyObject *self, PyObject *args)
     return capsule;
 }
 
+/* The texts of a list or tuple, as a tuple: a text that UTF-8 does not have makes an error, which may
+ * collect garbage, and so run any code; a list could become shorter. */
+static PyObject *held_texts(PyObject *texts)
+{
+    if (PyList_CheckExact(texts))
+        return PyList_AsTuple(texts);
+    if (PyTuple_CheckExact(texts))
+        return Py_NewRef(texts);
+    return PyErr_Format(PyExc_TypeError, "expected a list or tuple, got %s", Py_TYPE(texts)->tp_name);
+}
+
 /* Into rows, those of one sequence after the other; stops at an error. */
 static void find_each(const Ids *ids, PyObject *sequences, const Py_buffer *rows)
 {
     int64_t *row = rows->buf;
     Py_ssize_t left = rows->len / (Py_ssize_t)sizeof *row;
-    Py_ssize_t i = 0;
-    for (; i < PyTuple_GET_SIZE(sequences) && !PyErr_Occurred(); i++) {
-        PyObject *texts = PyTuple_GET_ITEM(sequences, i);
-        if (!PyList_CheckExact(texts) && !PyTuple_CheckExact(texts)) {
-            PyErr_Format(PyExc_TypeError, "expected a list or tuple, got %s", Py_TYPE(texts)->tp_name);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sequences) && !PyErr_Occurred(); i++) {
+        PyObject *texts = held_texts(PyTuple_GET_ITEM(sequences, i));
+        if (!texts)
             return;
-        }
-        Py_ssize_t count = PySequence_Fast_GET_SIZE(texts);
-        if (count > left)
-            break;
-        find_ids(ids, texts, row);
+        Py_ssize_t count = PyTuple_GET_SIZE(texts);
+        if ((left -= count) >= 0)
+            find_ids(ids, texts, row);
         row += count;
-        left -= count;
+        Py_DECREF(texts);
+        if (left < 0)
+            break;
     }
-    if (!PyErr_Occurred() && (left || i < PyTuple_GET_SIZE(sequences)))
+    if (left && !PyErr_Occurred())
         PyErr_SetString(PyExc_ValueError, "expected a row for each text");
 }
 
@@ -1250,6 +1260,10 @@ static PyObject *py_server_timing(PyObject *self, PyObject *args)
     PyObject *names, *seconds;
     if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &names, &PyList_Type, &seconds))
         return NULL;
+    if (PyTuple_GET_SIZE(names) != PyList_GET_SIZE(seconds)) {
+        PyErr_SetString(PyExc_ValueError, "expected seconds for each name");
+        return NULL;
+    }
     Py_ssize_t room = 0;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
         PyObject *name = PyTuple_GET_ITEM(names, i);

@@ -35,10 +35,10 @@ typedef struct {
     int32_t length, row;
 } Short;
 
-/* A vocabulary of short tokens, found by one look at one place: slots, where a token lies and its text
+/* A vocabulary of short tokens, found as a rule by one look at one place: slots, where a token lies and its text
  * are three, and SipHash takes longer than all of them. */
 typedef struct {
-    Short *places; /* NULL: its tokens are too many, or too long */
+    Short *places; /* NULL: its tokens are too many, too long, or lie elsewhere */
     int bits;      /* of the number of places, twice the tokens or more */
     uint64_t odd;
 } Shorts;
@@ -100,10 +100,12 @@ static inline uint64_t bytes_of(const char *text, Py_ssize_t length, const char 
 }
 
 /* Where a short text stands, or would. Its hash multiplies by a number that nobody else knows
- * (Dietzfelbinger et al., J. Algorithms 1997): nobody can choose tokens that all meet in one place. */
+ * (Dietzfelbinger et al., J. Algorithms 1997): nobody can choose tokens that all meet in one place.
+ * Twice: after once tokens that count up lie in runs. */
 static inline Short *place_of(const Shorts *shorts, uint64_t bytes, Py_ssize_t length)
 {
-    size_t place = bytes * shorts->odd >> (64 - shorts->bits);
+    uint64_t product = bytes * shorts->odd;
+    size_t place = (product ^ product >> 32) * shorts->odd >> (64 - shorts->bits);
     while (shorts->places[place].row != NO_ROW &&
            (shorts->places[place].bytes != bytes || shorts->places[place].length != length))
         place = (place + 1) & (((size_t)1 << shorts->bits) - 1);
@@ -125,7 +127,7 @@ static int lay_shorts(Shorts *shorts, const Ids *known)
 {
     if (!are_short(known))
         return 1;
-    shorts->odd = known->key[0] | 1;
+    shorts->odd = sip_hash(known->key, "", 0) | 1; /* which does not tell the key */
     shorts->bits = 1;
     while ((Py_ssize_t)1 << shorts->bits < 2 * known->items)
         shorts->bits++;

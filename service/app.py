@@ -284,6 +284,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         for follower in followers:
             await _stop(follower)
         parts.tally.settle()
+        parts.tell_in_flight()
         await parts.cache.close()
         parts.executor.shutdown(wait=False, cancel_futures=True)
 

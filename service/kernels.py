@@ -175,10 +175,10 @@ def items_json(ids: bytes, scores: bytes, cold: bytes = b"") -> bytes:
 
 
 def milliseconds(seconds: list[float]) -> list[float]:
-    """Each rounded to microseconds; they have not begun before 0."""
+    """Each rounded to microseconds; none is below 0."""
     if COMPILED:
         return _kernels.milliseconds(seconds)
-    return [int(each * 1e6 + 0.5) / 1e3 for each in seconds]
+    return [int(max(0.0, each) * 1e6 + 0.5) / 1e3 for each in seconds]
 
 
 def server_timing(names: tuple[bytes, ...], seconds: list[float]) -> bytes:

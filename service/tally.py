@@ -113,18 +113,22 @@ class Tally:
     def __init__(self, metrics: Metrics, write: Write | None) -> None:
         self._metrics, self._write = metrics, write
         self._pending: list[Answered] = []
+        self._later: asyncio.TimerHandle | None = None
 
     def add(self, answered: Answered) -> None:
         """Take a request in."""
         self._pending.append(answered)
         if len(self._pending) == 1:
-            asyncio.get_running_loop().call_later(DELAY_S, self.settle)
+            self._later = asyncio.get_running_loop().call_later(DELAY_S, self.settle)
         elif len(self._pending) == MOST:  # not at once: first its answer is to be on its way
             asyncio.get_running_loop().call_soon(self.settle)
 
     def settle(self) -> None:
         """Count and log what has come since the last time."""
         settled, self._pending = self._pending, []
+        if self._later is not None:  # it is for these: the next begin anew
+            self._later.cancel()
+            self._later = None
         self._count(settled)
         self._count_served([each.served for each in settled if each.served is not None])
         if self._write is not None and settled:

@@ -4,10 +4,11 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx2
 import numpy as np
@@ -30,8 +31,11 @@ from model_store.manifest import (
     VocabularyEncoding,
 )
 from model_store.store import Store, open_store
+from service import kernels
 from service.app import Service, create_app
 from service.settings import Settings
+
+ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
 
 OCCUPATIONS = ["doctor", "technician"]
 ITEMS = [f"i{n}" for n in range(1, 6)]
@@ -109,6 +113,13 @@ PLAIN_FEATURES = (
     ),
 )  # fmt: skip
 VOCABULARIES = {"occupation": OCCUPATIONS, "item_id": ITEMS, "genres": GENRES}
+
+
+@contextmanager
+def by(compiled: bool) -> Iterator[None]:
+    """As if there were a compiler, or none."""
+    with mock.patch.object(kernels, "COMPILED", compiled and kernels.COMPILED):
+        yield
 
 
 def sigmoid(x: float) -> float:

@@ -566,6 +566,25 @@ async def test_metrics_count_requests_problems_and_candidates(serve: Serve) -> N
     assert "nowhere" not in text
 
 
+async def test_what_is_held_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a scrape as it is, and now and then for those of other workers."""
+    async with serve(keys=None) as client:
+        parts = client.service.parts
+        parts.in_flight.enter()
+        assert "slimrank_in_flight 1.0" in (await client.get("/metrics")).text
+        parts.in_flight.leave()
+    monkeypatch.setattr("service.app.TELL_AGAIN_S", 0)
+    async with serve(keys=None) as client:
+        parts = client.service.parts
+        parts.in_flight.enter()
+        parts.in_flight.enter()
+        async with asyncio.timeout(10):
+            while b"slimrank_in_flight 2.0" not in parts.metrics.render():  # noqa: ASYNC110  a gauge
+                await asyncio.sleep(0)
+        parts.in_flight.leave()
+        parts.in_flight.leave()
+
+
 async def test_an_unexpected_error_behind_the_edge_tells_nothing(serve: Serve) -> None:
     """A bug in a route is 500 internal; the stack stays in the log."""
     async with serve() as client:

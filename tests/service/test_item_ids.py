@@ -1,9 +1,6 @@
 """Ids and rows, packed and as Python holds them."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,16 +9,9 @@ from hypothesis import strategies as st
 
 from service import kernels
 from service.item_ids import Chosen, ItemIds
+from tests.service.conftest import by, ways
 
-ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-
-
-@contextmanager
-def by(compiled: bool) -> Iterator[None]:
-    """As if there were a compiler, or none."""
-    with mock.patch.object(kernels, "COMPILED", compiled and kernels.COMPILED):
-        yield
 
 
 @ways

@@ -5,12 +5,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import orjson
@@ -23,18 +21,11 @@ from model_store.codebooks import looked_up
 from model_store.packed_ids import PackedIds
 from service import kernels
 from service.item_ids import Index
+from tests.service.conftest import by, ways
 
 Array = np.ndarray[Any, Any]
 numbers = st.floats(-1e6, 1e6, width=32)
-ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "numpy"])
 loops = pytest.mark.skipif(not kernels.COMPILED, reason="loops are not compiled here")
-
-
-@contextmanager
-def by(compiled: bool) -> Iterator[None]:
-    """As if there were a compiler, or none."""
-    with mock.patch.object(kernels, "COMPILED", compiled and kernels.COMPILED):
-        yield
 
 
 HEADER = Path(sysconfig.get_path("include")) / "Python.h"
@@ -294,6 +285,19 @@ def test_scores_that_lie_close_together_are_sorted_too(
         places, _ = kernels.best_first(scores, None)
 
     assert places.tolist() == np.argsort(-scores, kind="stable").tolist()
+
+
+@loops
+def test_no_order_of_scores_takes_quadratic_time() -> None:
+    """A few that follow each other by the least there is, each many times, and one far off."""
+    apart = np.tile(np.arange(200, dtype=np.uint32), 2_000)
+    scores = np.array([*(apart + 0x40000000).view(np.float32), -1e30], np.float32)
+    began = time.perf_counter()
+
+    places, _ = kernels.best_first(scores, 3)
+
+    assert time.perf_counter() - began < 5  # some 10 ms; a minute where each passes all others
+    assert places.tolist() == [199, 399, 599]
 
 
 @ways

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from select import PIPE_BUF
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.log import lines_of_requests
@@ -101,19 +102,53 @@ async def test_a_ranking_is_counted_in_full() -> None:
         assert expected in lines
 
 
+async def test_stages_that_a_request_did_not_come_to_are_not_counted() -> None:
+    """Where ranking failed, nothing was encoded, not even in no time."""
+    metrics = Metrics()
+    tally = Tally(metrics, None)
+
+    tally.add(answered(served=SERVED))
+    tally.add(answered(served=msgspec.structs.replace(SERVED, laps=[0.1, 0.1, 0.1, 0.1, 0.1])))
+    tally.settle()
+
+    lines = text(metrics)
+    counts = {"queue": 1, "parse": 2, "features": 1, "score": 2, "encode": 1}
+    for stage, count in counts.items():
+        assert f'slimrank_stage_seconds_count{{stage="{stage}"}} {count}.0' in lines
+
+
+async def test_a_settled_batch_leaves_no_timer() -> None:
+    """It would settle the next one before that is large enough."""
+    told: list[int] = []
+    tally = Tally(Metrics(), lambda lines: told.append(len(lines)))
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    with pytest.MonkeyPatch.context() as patch:
+        later = loop.call_later
+        patch.setattr(loop, "call_later", lambda *a: timers.append(later(*a)) or timers[-1])
+        for batch in range(3):
+            for number in range(MOST):
+                tally.add(answered(batch * MOST + number))
+            await asyncio.sleep(0)
+
+    assert told == [MOST] * 3
+    assert len(timers) == len(told)
+    assert all(timer.cancelled() for timer in timers)
+
+
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """As JSON, a line a request with its own time; as text, for people."""
     write = lines_of_requests("info", style)
 
-    write([answered(1, SERVED).line(), answered(2, code="overloaded").line()])
+    write([answered(1, SERVED).line(), answered(2, code="overloaded").line(), answered(3).line()])
     lines = capfdbinary.readouterr().out.splitlines()
 
-    assert len(lines) == 2
+    assert len(lines) == 3
     if style == "text":
         assert b"overloaded" in lines[1]
         return
-    first, second = map(json.loads, lines)
+    first, second, third = map(json.loads, lines)
     assert first == {
         "event": "request",
         "level": "info",
@@ -132,6 +167,7 @@ def test_lines_say_what_happened(style: Any, capfdbinary: pytest.CaptureFixture[
         "score_ms": 2.1,
     }
     assert second["code"] == "overloaded"
+    assert "code" not in third
 
 
 def test_a_line_is_written_as_it_always_was(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
