@@ -24,7 +24,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 19 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 20 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -828,7 +828,8 @@ typedef struct {
     Ids names;
     Feature *features;
     Py_ssize_t count, width, columns;
-    Lent *lent; /* by each feature, then by the names */
+    Lent *lent;  /* by each feature, then by the names */
+    int several; /* whether it is for many candidates, which memory for their tokens pays for */
 } Layout;
 
 #define LAYOUT "service._kernels.layout" /* the capsule's name */
@@ -872,7 +873,7 @@ static int make_feature(const Layout *layout, PyObject *spec, Feature *feature, 
         places = layout->width;
         if (!make_ids(&feature->known, &lent->text, &lent->ends, &lent->key, &lent->slots))
             return 0;
-        if (!lay_shorts(&feature->shorts, &feature->known)) {
+        if (layout->several && !lay_shorts(&feature->shorts, &feature->known)) {
             PyErr_NoMemory();
             return 0;
         }
@@ -916,8 +917,8 @@ static PyObject *py_layout(PyObject *self, PyObject *args)
     Layout *layout = PyMem_Calloc(1, sizeof *layout);
     if (!layout)
         return PyErr_NoMemory();
-    if (PyArg_ParseTuple(args, "O!O!nn", &PyTuple_Type, &names, &PyTuple_Type, &places,
-                         &layout->width, &layout->columns) &&
+    if (PyArg_ParseTuple(args, "O!O!nnp", &PyTuple_Type, &names, &PyTuple_Type, &places,
+                         &layout->width, &layout->columns, &layout->several) &&
         make_layout(layout, names, places))
         capsule = PyCapsule_New(layout, LAYOUT, free_capsule);
     if (!capsule)
@@ -1486,7 +1487,7 @@ static PyMethodDef methods[] = {
     {"read_features", py_read_features, METH_VARARGS,
      "read_features(layout, body, spans, whole, candidates, rows, numbers)"},
     {"lay_side", py_lay_side, METH_VARARGS, "lay_side(layout, values, rows, numbers)"},
-    {"layout", py_layout, METH_VARARGS, "layout(names, places, width, columns)"},
+    {"layout", py_layout, METH_VARARGS, "layout(names, places, width, columns, several)"},
     {"cut_features", py_cut_features, METH_VARARGS, "cut_features(body)"},
     {"add_repeats", py_add_repeats, METH_VARARGS, "add_repeats(scores, rows, session, weights)"},
     {"told_apart", py_told_apart, METH_VARARGS, "told_apart(rows, odd)"},

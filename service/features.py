@@ -218,7 +218,7 @@ class RequestReader:
     ) -> kernels.Layout:
         places = [tokens.get(name, NumberColumn(spec.start)) for name, spec in specs.items()]
         width, columns = self._rows.shape[1], self._numbers.shape[1]
-        return kernels.Layout(_known([*specs]), places, width, columns)
+        return kernels.Layout(_known([*specs]), places, width, columns, several=False)
 
     def tensors(self, sides: Sequence[Features]) -> Tensors | None:
         """One row each; None if a value is for the encoders to tell, or to refuse."""
@@ -403,7 +403,9 @@ class RawReader:
         places: dict[str, kernels.Place] = dict.fromkeys(names, ())
         places |= tokens
         places |= {name: NumberColumn(at) for at, name in enumerate(numbers.names)}
-        self._layout = kernels.Layout(_known(names), [*places.values()], width, len(numbers.names))
+        self._layout = kernels.Layout(
+            _known(names), [*places.values()], width, len(numbers.names), several=True
+        )
 
     def lay(
         self, tensors: Tensors, brought: kernels.Brought, count: int, *, as_columns: bool

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 19  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 20  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -524,16 +524,20 @@ class Layout:
         names: of the features.
         places: of each, in the order of ``names``.
         width, columns: of the tensors of rows and numbers.
+        several: whether many candidates bring them, or one side of a request: short tokens of many
+            are worth 32 to 64 bytes each.
 
     Raises:
         TypeError, ValueError: the loops cannot read the arrays; a place is none of the tensors'.
     """
 
-    def __init__(self, names: Known, places: Sequence[Place], width: int, columns: int) -> None:
+    def __init__(
+        self, names: Known, places: Sequence[Place], width: int, columns: int, *, several: bool
+    ) -> None:
         for known in (names, *places):
             if isinstance(known, Known | TokenColumn):
                 _check_ids(known.ends, known.slots)
-        self.compiled = _kernels.layout(tuple(names), tuple(places), width, columns)
+        self.compiled = _kernels.layout(tuple(names), tuple(places), width, columns, several)
 
 
 class Brought(NamedTuple):

@@ -243,7 +243,9 @@ def laid_tokens(known: list[str], texts: list[str]) -> Iterator[list[int]]:
     """Rows from 2 on of a vocabulary's tokens, from a column, and from as many objects."""
     ids, names = PackedIds.of(known), PackedIds.of(["shop"])
     vocabulary = (ids.text, ids.ends, *Index.of(ids), 2, 0)
-    layout = kernels.Layout((names.text, names.ends, *Index.of(names)), [vocabulary], 1, 0)
+    layout = kernels.Layout(
+        (names.text, names.ends, *Index.of(names)), [vocabulary], 1, 0, several=True
+    )
     numbers = np.empty((len(texts), 0))
     columns = brought_by(json.dumps({"shop": texts}).encode())
     several = brought_by(*(b'{"shop":"%s"}' % text.encode() for text in texts))
@@ -467,16 +469,16 @@ def test_a_layout_checks_its_places(plan: FeaturePlan) -> None:
     make = kernels._kernels.layout
     for place in ((4,), (-1,), (*names, 2, 2), (*names, 2, -1)):
         with pytest.raises(ValueError, match="expected a place from 0"):
-            make(names, (place,), 2, 4)
+            make(names, (place,), 2, 4, True)
     for places in ((), ((), ())):
         with pytest.raises(ValueError, match="a name for each feature"):
-            make(names, places, 2, 4)
+            make(names, places, 2, 4, True)
     with pytest.raises(TypeError, match="a tuple for each feature"):
-        make(names, (None,), 2, 4)
+        make(names, (None,), 2, 4, True)
     with pytest.raises(ValueError, match="over 1 slots"):
-        make((*names[:3], np.zeros(1, np.uint32)), ((),), 2, 4)
+        make((*names[:3], np.zeros(1, np.uint32)), ((),), 2, 4, True)
     with pytest.raises(TypeError):
-        kernels.Layout(names._replace(ends=packed.ends.astype(np.int64)), [()], 2, 4)
+        kernels.Layout(names._replace(ends=packed.ends.astype(np.int64)), [()], 2, 4, several=True)
 
 
 def of(spec: FeatureSpec, side: str) -> FeatureSpec:
@@ -579,7 +581,7 @@ def test_more_tokens_are_laid_than_wait_at_once() -> None:
     """And none where loops are not compiled."""
     many, names = 99, [f"city{n}" for n in range(99)]
     places = [kernels.TokenColumn(*_known(["-7"]), start=2, column=n) for n in range(many)]
-    layout = kernels.Layout(_known(names), places, many, 0)
+    layout = kernels.Layout(_known(names), places, many, 0, several=True)
     rows, numbers = np.zeros((1, many), np.int32), np.zeros((1, 0))
 
     assert kernels.lay_side(layout, dict.fromkeys(names, -7), rows, numbers)
