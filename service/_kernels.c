@@ -646,8 +646,29 @@ static PyObject *py_index_ids(PyObject *self, PyObject *args)
     return DONE_WITH(&text, &ends, &key, &slots);
 }
 
+/* What lends ids their memory. */
 typedef struct {
     Py_buffer text, ends, key, slots;
+} Lent;
+
+static void give_back(Lent *lent)
+{
+    PyBuffer_Release(&lent->text);
+    PyBuffer_Release(&lent->ends);
+    PyBuffer_Release(&lent->key);
+    PyBuffer_Release(&lent->slots);
+}
+
+/* Ids of (text, ends, key, slots); 0 if an error is set. Whatever is lent is to be given back. */
+static int borrow_ids(Ids *ids, Lent *lent, PyObject *parts)
+{
+    return PyArg_ParseTuple(parts, "y*y*y*y*", &lent->text, &lent->ends, &lent->key,
+                            &lent->slots) &&
+           make_ids(ids, &lent->text, &lent->ends, &lent->key, &lent->slots);
+}
+
+typedef struct {
+    Lent lent;
     Ids ids;
 } IdRows;
 
@@ -656,10 +677,7 @@ typedef struct {
 static void free_id_rows(PyObject *capsule)
 {
     IdRows *held = PyCapsule_GetPointer(capsule, ID_ROWS);
-    PyBuffer_Release(&held->text);
-    PyBuffer_Release(&held->ends);
-    PyBuffer_Release(&held->key);
-    PyBuffer_Release(&held->slots);
+    give_back(&held->lent);
     PyMem_Free(held);
 }
 
@@ -671,9 +689,7 @@ static PyObject *py_id_rows(PyObject *self, PyObject *args)
     PyObject *capsule = PyCapsule_New(held, ID_ROWS, free_id_rows);
     if (!capsule)
         PyMem_Free(held);
-    else if (!PyArg_ParseTuple(args, "y*y*y*y*", &held->text, &held->ends, &held->key,
-                               &held->slots) ||
-             !make_ids(&held->ids, &held->text, &held->ends, &held->key, &held->slots))
+    else if (!borrow_ids(&held->ids, &held->lent, args))
         Py_CLEAR(capsule);
     return capsule;
 }
@@ -810,19 +826,6 @@ static PyObject *py_numbers(PyObject *self, PyObject *args)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(all);
 }
 
-/* What lends a feature's memory. */
-typedef struct {
-    Py_buffer text, ends, key, slots;
-} Lent;
-
-static void give_back(Lent *lent)
-{
-    PyBuffer_Release(&lent->text);
-    PyBuffer_Release(&lent->ends);
-    PyBuffer_Release(&lent->key);
-    PyBuffer_Release(&lent->slots);
-}
-
 /* What candidates may bring, and where it is written. */
 typedef struct {
     Ids names;
@@ -896,9 +899,7 @@ static int make_layout(Layout *layout, PyObject *names, PyObject *places)
         PyErr_NoMemory();
         return 0;
     }
-    Lent *lent = &layout->lent[layout->count];
-    if (!PyArg_ParseTuple(names, "y*y*y*y*", &lent->text, &lent->ends, &lent->key, &lent->slots) ||
-        !make_ids(&layout->names, &lent->text, &lent->ends, &lent->key, &lent->slots))
+    if (!borrow_ids(&layout->names, &layout->lent[layout->count], names))
         return 0;
     if (layout->names.items != layout->count) {
         PyErr_SetString(PyExc_ValueError, "expected a name for each feature");
