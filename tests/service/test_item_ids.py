@@ -132,6 +132,16 @@ def test_what_is_no_text_is_refused(compiled: bool, wanted: list[str]) -> None:
 
 
 @ways
+def test_several_lists_are_looked_up_one_after_the_other(compiled: bool) -> None:
+    """As a session and its candidates are."""
+    with by(compiled):
+        held = ItemIds.of(["a", "b"])
+
+    assert held.rows(["b", "x"], (), ("a",), ["b"]).tolist() == [1, -1, 0, 1]
+    assert held.rows().tolist() == []
+
+
+@ways
 def test_a_text_may_be_of_a_kind_of_its_own(compiled: bool) -> None:
     """As numpy's are."""
     with by(compiled):

@@ -199,8 +199,28 @@ def test_workers_do_not_cut_each_others_lines(monkeypatch: pytest.MonkeyPatch) -
         written = [*iter(lambda: pipe.read(2 * PIPE_BUF), b"")]
 
     assert all(some.endswith(b"\n") and len(some) <= PIPE_BUF for some in written)
+    assert len(written) < len(expected) / 4
     lines = [json.loads(line) for line in b"".join(written).splitlines()]
     assert [line["request_id"] for line in lines] == [f"id-{n}" for n in range(MOST)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pipes do not tell writes apart")
+def test_a_line_that_is_longer_than_a_pipe_takes_stands_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be cut; those before and behind it are not."""
+    long = Answered(1e9, "long", "POST", "x" * PIPE_BUF, 200, None, 0.003).line()
+    short = answered(1, SERVED).line()
+    receiver, sender = os.pipe2(os.O_DIRECT)
+    with os.fdopen(receiver, "rb", buffering=0) as pipe:
+        with os.fdopen(sender, "w") as stdout, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stdout)
+            lines_of_requests("info", "json")([short, long, short, long])
+        written = [*iter(lambda: pipe.read(2 * PIPE_BUF), b"")]
+
+    whole = [some for some in written if b'"id-1"' in some]
+    assert [json.loads(some)["request_id"] for some in whole] == ["id-1", "id-1"]
+    assert b"".join(written).count(b"\n") == 4
 
 
 def test_no_lines_above_their_level(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
