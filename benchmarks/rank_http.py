@@ -178,7 +178,9 @@ def measure(
                             seconds=seconds,
                             clocks=processes.clocks,
                         )
-                        found.append(window(server, case.name, connections, number, seen))
+                        found.append(
+                            window(server, case.name, connections, report.Place(number), seen)
+                        )
         tell(f"round {number + 1} of {rounds}")
     return found
 
@@ -198,13 +200,13 @@ def table(windows: Sequence[report.Window]) -> str:
         stock = rows.get((case, connections, STOCK.title))
         of_stock = ["", ""]
         if stock is not None:
-            found = (report.rps_ratio, report.p99_ratio)
-            of_stock = [spread(ratio(windows, row, stock)) for ratio in found]
+            found = report.rps_ratio(windows, row, stock)
+            of_stock = [spread(found), spread(report.percentile_ratio(windows, row, stock, 99))]
         cells = [
             case, connections, f"{row.rps[0]:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
             f"{row.cpu_us:.0f} ({null.cpu_us:.0f})",
             spread(report.rps_ratio(windows, row, null)),
-            spread(report.p50_ratio(windows, row, null)),
+            spread(report.percentile_ratio(windows, row, null, 50)),
             *of_stock,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -234,8 +236,9 @@ def to_before(windows: Sequence[report.Window]) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|"
     for (case, connections, _), theirs in before.items():
         ours = rows[case, connections, SLIMRANK.title]
-        ratios = (report.rps_ratio, report.cpu_ratio, report.p50_ratio, report.p99_ratio)
-        cells = [spread(ratio(windows, ours, theirs)) for ratio in ratios]
+        found = [ratio(windows, ours, theirs) for ratio in (report.rps_ratio, report.cpu_ratio)]
+        found += [report.percentile_ratio(windows, ours, theirs, percent) for percent in (50, 99)]
+        cells = map(spread, found)
         yield f"| {case} | {connections} | {' | '.join(cells)} |"
 
 

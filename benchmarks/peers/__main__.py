@@ -1,8 +1,10 @@
 """Peers, side by side: ``python -m benchmarks.peers`` or ``make bench-peers``.
 
-Starts one server at a time on one core and asks it from another: every server in every round, in
-another order each round. Before a server is timed, its answers are compared with Slimrank's. A
-server that cannot be installed, does not start or answers otherwise is told of, and left out.
+Starts every server on one core, anew in every round, and asks them in turn from another: for a
+fraction of a second each, in another order each turn, while the others are frozen. So what is
+compared was seconds apart, on a machine whose speed may be another a minute later. Before a server
+is timed, its answers are compared with Slimrank's. A server that cannot be installed, does not
+start or answers otherwise is told of, and left out.
 """
 
 import argparse
@@ -12,10 +14,12 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from benchmarks import pace
 from benchmarks.peers import environments, load, plot, processes, report
@@ -24,11 +28,14 @@ from benchmarks.peers.bench import (
     KINDS,
     Bench,
     Differs,
+    Running,
     Unmeasurable,
+    facts,
+    measured,
     prepare,
     reference,
+    running,
     tell,
-    visit,
 )
 from benchmarks.peers.probes import PROBES
 from benchmarks.peers.servers import PEERS, SLIMRANK, Peer
@@ -39,6 +46,7 @@ from service.kernels import COMPILED, WHY_NOT
 
 NONE: Final = "none"
 PLOTTED: Final = 8  # connections, if they were asked for
+Each = TypeVar("Each")
 PACKAGES: Final = {"bare": "uvicorn"}  # whose version stands for a server of another name
 
 
@@ -64,9 +72,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--peers", type=named, default=PEERS, help="which of them, separated by commas; or none")
     add("--connections", type=bounds.levels, default=[1, 8, 32], help="how many at a time: 1,8,32")
-    add("--rounds", type=bounds.count, default=3, help="how often each server is measured")
-    add("--seconds", type=bounds.seconds, default=2.0, help="of each window")
-    add("--warmup", type=bounds.seconds, default=0.3, help="seconds before each window")
+    add("--rounds", type=bounds.count, default=3, help="how often each server is started")
+    add("--turns", type=bounds.count, default=3, help="how often it is asked each time")
+    add("--seconds", type=bounds.seconds, default=0.4, help="of each window")
+    add("--warmup", type=bounds.seconds, default=0.15, help="seconds before each window")
     add("--candidates", type=bounds.count, default=200, help="of each body")
     add("--cores", type=cores, default="0,1", help="the server's core and the generator's")
     add("--start", type=bounds.seconds, default=60.0, help="that a server may take to start")
@@ -162,28 +171,59 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
 def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
     """All rounds; a server that fails in one is left out of the table and of the rounds to come."""
     windows: list[report.Window] = []
-    facts: dict[str, dict[str, Any]] = {}
+    told: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
     for number in range(bench.options.rounds):
-        for peer in turned(list(servers), number):
-            if peer.title in failed:
+        left = {peer: python for peer, python in servers.items() if peer.title not in failed}
+        with ExitStack() as stack:
+            up = start(bench, left, failed, stack)
+            for server in up if number == 0 else ():
+                told[server.peer.title] = facts(bench, server)
+            for turn in range(bench.options.turns):
+                tell(f"round {number + 1} of {bench.options.rounds}, turn {turn + 1}")
+                order = turned(up, number * bench.options.turns + turn)
+                windows += ask(bench, order, report.Place(number, turn), failed)
+    return Seen([each for each in windows if each.server not in failed], told, failed)
+
+
+def start(
+    bench: Bench, servers: Mapping[Peer, Path], failed: dict[str, str], stack: ExitStack
+) -> list[Running]:
+    """Start servers that run until the stack closes; why one does not goes to ``failed``."""
+    up = []
+    for peer, python in servers.items():
+        tell(f"starting {peer.title}")
+        try:
+            up.append(stack.enter_context(running(bench, peer, python)))
+        except (processes.ServerFailed, load.LoadFailed, Differs, OSError) as error:
+            leave_out(peer, error, failed)
+    return up
+
+
+def ask(
+    bench: Bench, servers: Sequence[Running], at: report.Place, failed: dict[str, str]
+) -> Iterator[report.Window]:
+    """A turn: every step at every number of connections; why a server fails goes to ``failed``."""
+    for connections, step in product(bench.options.connections, range(len(bench.ours))):
+        for server in servers:
+            if server.peer.title in failed:
                 continue
-            tell(f"round {number + 1} of {bench.options.rounds}: {peer.title}")
             try:
-                found, fact = visit(bench, peer, servers[peer], number)
-            except (processes.ServerFailed, load.LoadFailed, Differs, OSError) as error:
-                failed[peer.title] = str(error)
-                tell(f"  left out: {error}")
-                continue
-            windows += found
-            facts.setdefault(peer.title, fact)
-    return Seen([each for each in windows if each.server not in failed], facts, failed)
+                yield from measured(bench, server, step, connections, at)
+            except (load.LoadFailed, OSError) as error:
+                leave_out(server.peer, error, failed)
 
 
-def turned(servers: Sequence[Peer], by: int) -> list[Peer]:
-    """The servers in another order for each round, so that none always follows the same one.
+def leave_out(peer: Peer, error: Exception, failed: dict[str, str]) -> None:
+    """Remember why, and tell."""
+    failed[peer.title] = str(error)
+    tell(f"  {peer.title} is left out: {error}")
 
-    Every second round the other way round; after two another one begins.
+
+def turned(servers: Sequence[Each], by: int) -> list[Each]:
+    """The servers in another order for each turn, so that none always follows the same one.
+
+    Every second turn the other way round; after two another one begins.
     """
     start = by // 2 % len(servers)
     order = [*servers[start:], *servers[:start]]
@@ -228,13 +268,15 @@ def write(bench: Bench, seen: Seen, seconds: float) -> Sequence[report.Ratio]:
 def described(bench: Bench, seconds: float) -> dict[str, Any]:
     """How it was measured."""
     options = bench.options
-    sizes = {case.name: len(case.bodies[0]) for case in (*bench.ours, *bench.peers)}
+    every = chain.from_iterable((*bench.ours, *bench.peers))
+    sizes = {case.name: len(case.bodies[0]) for case in every}
     return {
         "bundles": ", ".join(bench.references) + ("" if options.store else " (made-up clicks)"),
         "candidates": options.candidates,
         "bytes of a body": ", ".join(f"{name} {size}" for name, size in sizes.items()),
         "Slimrank's loops": "compiled" if COMPILED else f"not compiled: {WHY_NOT}",
-        "rounds": options.rounds,
+        "rounds, each with all servers started anew": options.rounds,
+        "turns of a round": options.turns,
         "seconds of a window": options.seconds,
         "warm-up": options.warmup,
         "cores (server, generator)": ",".join(map(str, options.cores)),

@@ -1,10 +1,12 @@
-"""One server at a time: started, compared with Slimrank's answers, measured, ended."""
+"""Servers: started, compared with Slimrank's answers, measured in turn, ended."""
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +56,9 @@ class Bench:
     """What all servers have in common.
 
     Attributes:
+        peers: their cases by step: what stands at one place here and in ``ours`` is measured
+            within seconds of each other.
+        ours: Slimrank's.
         models: what the peers serve, by the names in bodies.
         store: what Slimrank serves from, with the references of its models.
         folder: for what servers write.
@@ -61,8 +66,8 @@ class Bench:
         expected: Slimrank's answers to the first bodies, by case.
     """
 
-    peers: Sequence[Case]
-    ours: Sequence[Case]
+    peers: Sequence[Sequence[Case]]
+    ours: Sequence[Sequence[Case]]
     models: Path
     store: Path
     references: Sequence[str]
@@ -70,6 +75,10 @@ class Bench:
     options: argparse.Namespace
     cores: frozenset[int]
     expected: Mapping[str, Sequence[bytes]]
+
+    def steps(self, peer: Peer) -> Sequence[Sequence[Case]]:
+        """A server's cases by step."""
+        return self.ours if peer is SLIMRANK else self.peers
 
 
 def tell(line: str) -> None:
@@ -149,21 +158,23 @@ def models_of(rankers: Rankers, bundles: Mapping[str, Bundle]) -> dict[str, Mode
     return {rankers.names[kind]: model for kind, model in split.items()} | {PLAIN: plain}
 
 
-def cases(names: Mapping[str, str], pool: Pool, candidates: int) -> tuple[list[Case], list[Case]]:
-    """Slimrank's cases and the peers'."""
+def cases(
+    names: Mapping[str, str], pool: Pool, candidates: int
+) -> tuple[list[list[Case]], list[list[Case]]]:
+    """Slimrank's cases and the peers', by step."""
 
     def bodies(model: str, form: Form) -> list[bytes]:
         return draw(pool, model=model, form=form, candidates=candidates, count=BODIES)
 
     dense, slim = bodies(names["dense"], "rows"), bodies(names["slim"], "rows")
-    ours = [Case("dense rows", dense), Case("slim rows", slim)]
-    ours.append(Case("int8 columns", bodies(names["int8"], "columns")))
+    int8 = [Case("int8 columns", bodies(names["int8"], "columns"))]
     if pool.catalogue:
-        ours.append(Case("int8 ids", bodies(names["int8"], "ids")))
+        int8.append(Case("int8 ids", bodies(names["int8"], "ids")))
+    ours = [[Case("dense rows", dense)], [Case("slim rows", slim)], int8]
     peers = [
-        Case("dense rows", dense, like="dense rows"),
-        Case("slim rows", slim, like="slim rows"),
-        Case("plain rows", bodies(PLAIN, "rows"), like="dense rows"),
+        [Case("dense rows", dense, like="dense rows")],
+        [Case("slim rows", slim, like="slim rows")],
+        [Case("plain rows", bodies(PLAIN, "rows"), like="dense rows")],
     ]
     return ours, peers
 
@@ -192,12 +203,12 @@ def reference(bench: Bench) -> Bench:
         ServerFailed, LoadFailed, OSError: it does not start, or refuses one.
     """
     command, variables, port = launch(bench, SLIMRANK, Path(sys.executable))
-    ready = asking(port, SLIMRANK, bench.ours[0].bodies[0])
+    ready = asking(port, SLIMRANK, bench.ours[0][0].bodies[0])
     log = bench.options.out / "logs" / "reference.log"
     with processes.running(command, variables, log, is_ready=ready, cores=bench.cores):
         expected = {
             case.name: [answer(port, SLIMRANK, body) for body in case.bodies[:CHECKED]]
-            for case in bench.ours
+            for case in chain.from_iterable(bench.ours)
         }
     return replace(bench, expected=expected)
 
@@ -214,39 +225,62 @@ def asking(port: int, peer: Peer, body: bytes) -> "processes.Settled":
     return processes.Settled(answers, peer.settle_s)
 
 
-def visit(
-    bench: Bench, peer: Peer, python: Path, number: int
-) -> tuple[list[report.Window], dict[str, Any]]:
-    """Start a server, check it, measure it and end it: its windows, and what else was seen."""
-    options = bench.options
-    cases = bench.ours if peer is SLIMRANK else bench.peers
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers as Slimrank does, frozen unless it is asked."""
+
+    peer: Peer
+    port: int
+    tree: processes.Tree
+
+
+@contextmanager
+def running(bench: Bench, peer: Peer, python: Path) -> Iterator[Running]:
+    """A server, started and checked, frozen inside the block and gone after it.
+
+    Raises:
+        ServerFailed, LoadFailed, Differs, OSError: it does not start, or answers otherwise.
+    """
+    options, steps = bench.options, bench.steps(peer)
     command, variables, port = launch(bench, peer, python)
     log = options.out / "logs" / f"{peer.name}.log"
-    ready = asking(port, peer, cases[0].bodies[0])
-    found = []
+    ready = asking(port, peer, steps[0][0].bodies[0])
     with processes.running(
         command, variables, log, is_ready=ready, cores=bench.cores, start_s=options.start
-    ):
-        for case in cases:
+    ) as tree:
+        for case in chain.from_iterable(steps):
             check(port, peer, case, bench.expected)
-        for case in cases:
-            requests = [load.request(peer.path, body) for body in case.bodies]
-            for connections in options.connections:
-                measured = load.measure(
-                    port,
-                    requests,
-                    connections,
-                    warmup_s=options.warmup,
-                    seconds=options.seconds,
-                    clocks=processes.clocks,
-                )
-                found.append(window(peer, case.name, connections, number, measured))
-                tell(f"  {case.name}, {connections}: {found[-1].rps:.0f} requests/s")
-        fact = asdict(processes.memory())
-        fact |= {
-            name: status(port, peer, make(cases[0].bodies[0])) for name, make in PROBES.items()
-        }
-    return found, fact
+        tree.freeze()
+        yield Running(peer, port, tree)
+
+
+def measured(
+    bench: Bench, server: Running, step: int, connections: int, at: report.Place
+) -> Iterator[report.Window]:
+    """Wake a server, measure its cases of a step, freeze it again.
+
+    Raises:
+        LoadFailed, OSError: a request was not answered with 200.
+    """
+    with server.tree.awake():
+        for case in bench.steps(server.peer)[step]:
+            seen = load.measure(
+                server.port,
+                [load.request(server.peer.path, body) for body in case.bodies],
+                connections,
+                warmup_s=bench.options.warmup,
+                seconds=bench.options.seconds,
+                clocks=server.tree.clocks,
+            )
+            yield window(server.peer, case.name, connections, at, seen)
+
+
+def facts(bench: Bench, server: Running) -> dict[str, Any]:
+    """What a server holds, and what it says to wrong bodies."""
+    body = bench.steps(server.peer)[0][0].bodies[0]
+    with server.tree.awake():
+        said = {name: status(server.port, server.peer, make(body)) for name, make in PROBES.items()}
+        return asdict(server.tree.memory()) | said
 
 
 def check(port: int, peer: Peer, case: Case, expected: Mapping[str, Sequence[bytes]]) -> None:
@@ -286,14 +320,14 @@ def status(port: int, peer: Peer, body: bytes) -> str:
 
 
 def window(
-    peer: Peer, case: str, connections: int, number: int, measured: load.Measured
+    peer: Peer, case: str, connections: int, at: report.Place, measured: load.Measured
 ) -> report.Window:
     """What a report takes of a measured window."""
     return report.Window(
         server=peer.title,
         case=case,
         connections=connections,
-        round=number,
+        at=at,
         seconds=measured.seconds,
         latencies_ns=measured.latencies_ns,
         server_s=measured.server_s,

@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from loadtest.server import pinned, tail
 POLL_S: Final = 0.1
 SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 LOG_LINES: Final = 12
+MARK: Final = "BENCHMARKED_SERVER"  # a variable of the environment
 
 
 class ServerFailed(Exception):
@@ -49,9 +51,9 @@ class Settled:
         return now - self._since >= self._seconds
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(*, adopt: bool = True) -> None:
     """Let processes whose parents end become children of this one, so that none is lost."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def descendants() -> list[psutil.Process]:
@@ -60,10 +62,10 @@ def descendants() -> list[psutil.Process]:
     return found
 
 
-def clocks() -> Clocks:
-    """CPU seconds so far, in the kernel included: of all descendants, and of the machine."""
+def clocks(of: Iterable[psutil.Process] | None = None) -> Clocks:
+    """CPU seconds so far, in the kernel included: of processes, or all descendants; of all."""
     total = 0.0
-    for process in descendants():
+    for process in descendants() if of is None else of:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             total += times.user + times.system
@@ -71,13 +73,65 @@ def clocks() -> Clocks:
     return Clocks(total, busy.user + busy.nice + busy.system + busy.irq + busy.softirq)
 
 
-def memory() -> Memory:
-    """Memory of all descendants."""
-    found = []
-    for process in descendants():
-        with contextlib.suppress(psutil.Error):
-            found.append(process.memory_full_info())
-    return Memory(sum(m.rss for m in found), sum(m.pss for m in found), len(found))
+class Tree:
+    """A server and all that it started, orphans too.
+
+    Frozen, it keeps its memory and its connections, and takes no time from others.
+
+    Attributes:
+        mark: what tells its processes from those of other servers, in their environments.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self._told: dict[psutil.Process, bool] = {}
+
+    def members(self) -> list[psutil.Process]:
+        """Those that run now, or are frozen."""
+        found = []
+        for process in descendants():
+            if process not in self._told:
+                with contextlib.suppress(psutil.Error):
+                    self._told[process] = process.environ().get(MARK) == self.mark
+            if self._told.get(process, False):
+                found.append(process)
+        return found
+
+    def clocks(self) -> Clocks:
+        """CPU seconds so far: of its processes, and of all on the machine."""
+        return clocks(self.members())
+
+    def memory(self) -> Memory:
+        """What its processes hold."""
+        found = []
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                found.append(process.memory_full_info())
+        return Memory(sum(m.rss for m in found), sum(m.pss for m in found), len(found))
+
+    def freeze(self) -> None:
+        """Stop it, and what it started while it was being stopped."""
+        stopped: set[psutil.Process] = set()
+        while left := [each for each in self.members() if each not in stopped]:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+            stopped.update(left)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """It runs inside the block, and is frozen after it."""
+        self.thaw()
+        try:
+            yield
+        finally:
+            self.freeze()
 
 
 @contextlib.contextmanager
@@ -90,18 +144,18 @@ def running(
     cores: frozenset[int] | None,
     start_s: float = 90.0,
     stop_s: float = 10.0,
-) -> Iterator[None]:
+) -> Iterator[Tree]:
     """A server, ready inside the block and gone after it with all that it started.
 
     Raises:
         ServerFailed: it ended, or was not ready in time.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    others = descendants()
+    tree = Tree(uuid.uuid4().hex)
     with log.open("w", encoding="utf-8") as output, pinned(cores):
         process = subprocess.Popen(
             command,
-            env=dict(environment),
+            env={**environment, MARK: tree.mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -109,12 +163,13 @@ def running(
         )
     try:
         _await(process, is_ready, log, start_s)
-        yield
+        yield tree
     finally:
+        tree.thaw()
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(stop_s)
-        _kill([each for each in descendants() if each not in others], stop_s)
+        _kill(tree.members(), stop_s)
         process.wait()
 
 

@@ -16,7 +16,7 @@ def _window(server: str, case: str, milliseconds: list[int]) -> report.Window:
         server=server,
         case=case,
         connections=1,
-        round=0,
+        at=report.Place(0),
         seconds=1.0,
         latencies_ns=np.array(milliseconds, np.int64) * 1_000_000,
         server_s=0.5,

@@ -10,7 +10,7 @@ from benchmarks.peers import plot, report
 
 
 def _window(
-    server: str, case: str, count: int, *, number: int = 0, **other: float
+    server: str, case: str, count: int, *, number: int = 0, turn: int = 0, **other: float
 ) -> report.Window:
     """A window of 2 s with so many answers of 1 ms, 2 ms, 3 ms and so on."""
     given = {"generator_cpu": 0.5, "foreign_cpu": 0.0, "server_s": 1.0} | other
@@ -19,7 +19,7 @@ def _window(
         server=server,
         case=case,
         connections=8,
-        round=number,
+        at=report.Place(number, turn),
         seconds=2.0,
         latencies_ns=latencies,
         **given,
@@ -58,6 +58,29 @@ def test_ratio_is_against_the_peer_with_the_most_requests() -> None:
     assert ratio.p99 == pytest.approx((0.294, 0.25, 0.334), abs=0.04)
     assert ratio.least_p99 < ratio.p99[0] < 1.0  # the slow peer's few answers were quick
     assert not ratio.holds  # its p99 is worse
+
+
+def test_throughput_is_compared_by_turn_and_percentiles_by_round() -> None:
+    """Two turns of a round: two ratios of requests a second, one of all their times together."""
+    windows = [
+        _window("Slimrank", "dense rows", 20),
+        _window("Slimrank", "dense rows", 10, turn=1),
+        _window("peer", "dense rows", 10),
+        _window("peer", "dense rows", 2, turn=1),
+    ]
+
+    (ratio,) = report.ratios(windows, ["peer"], "bare")
+    ours = np.percentile([*range(1, 21), *range(1, 11)], 99)
+    theirs = np.percentile([*range(1, 11), 1, 2], 99)
+
+    assert ratio.rps == (3.5, 2.0, 5.0)
+    assert ratio.p99 == pytest.approx((theirs / ours,) * 3)
+    assert ratio.p95[0] == pytest.approx(
+        np.percentile([*range(1, 11), 1, 2], 95) / np.percentile([*range(1, 21), *range(1, 11)], 95)
+    )
+    (row, _) = report.rows(windows)
+    assert row.rps == (7.5, 5.0, 10.0)
+    assert row.p99_range_ms == pytest.approx((ours, ours))
 
 
 def test_claim_holds_where_both_its_ratios_are_reached() -> None:

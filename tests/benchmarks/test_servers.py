@@ -1,6 +1,9 @@
 """The list of servers, and what starts and ends one."""
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +56,67 @@ def test_server_that_ends_is_told_with_its_log(tmp_path) -> None:
 def test_server_is_gone_after_its_block(tmp_path) -> None:
     """While it runs it is counted; then nothing is left of it."""
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with processes.running(command, {}, tmp_path / "log", is_ready=lambda: True, cores=None):
-        (child,) = [p for p in processes.descendants() if "sleep(60)" in " ".join(p.cmdline())]
-        held = processes.memory()
+    with _running(command, tmp_path / "log") as tree:
+        (child,) = tree.members()
+        held = tree.memory()
 
-    assert held.processes >= 1
+    assert held.processes == 1
+    assert held.pss_bytes > 0
     assert not psutil.pid_exists(child.pid)
+
+
+WITH_ORPHAN = """
+import subprocess, sys
+spin = "while True: pass"
+middle = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {spin!r}])"
+subprocess.run([sys.executable, "-c", middle], start_new_session=True)
+print("ready", flush=True)
+while True: pass
+"""
+
+
+@pytest.fixture
+def orphans() -> Iterator[None]:
+    """Whatever loses its parent becomes this process's child."""
+    processes.adopt_orphans()
+    yield
+    processes.adopt_orphans(adopt=False)
+
+
+@pytest.mark.usefixtures("orphans")
+def test_only_the_server_that_is_awake_takes_time(tmp_path) -> None:
+    """Of two that are always busy, each with an orphan; and neither has the other's processes."""
+    command = [sys.executable, "-c", WITH_ORPHAN]
+    with _running(command, tmp_path / "one") as one, _running(command, tmp_path / "two") as two:
+        assert len(one.members()) == len(two.members()) == 2
+        assert not set(one.members()) & set(two.members())
+        for tree in (one, two):
+            tree.freeze()
+        with two.awake():
+            before = one.clocks().server_s, two.clocks().server_s
+            _until(lambda: two.clocks().server_s > before[1] + 0.1)
+            assert one.clocks().server_s == before[0]
+            assert {p.status() for p in one.members()} == {psutil.STATUS_STOPPED}
+        assert {p.status() for p in two.members()} == {psutil.STATUS_STOPPED}
+        all_of_them = [*one.members(), *two.members()]
+
+    assert not any(psutil.pid_exists(process.pid) for process in all_of_them)
+
+
+def _running(command: list[str], log: Path) -> AbstractContextManager[processes.Tree]:
+    """A server that is ready when it has said so, or at once where it never does."""
+
+    def ready() -> bool:
+        return command[-1] != WITH_ORPHAN or "ready" in log.read_text()
+
+    return processes.running(command, {}, log, is_ready=ready, cores=None, stop_s=5.0)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    """Look again and again, for ten seconds at most."""
+    deadline = time.monotonic() + 10.0
+    while not holds():
+        assert time.monotonic() < deadline
 
 
 def test_made_up_clicks_have_criteos_columns_and_are_the_same_again(tmp_path, monkeypatch) -> None:
