@@ -115,15 +115,22 @@ def _numbers(spec: FeatureSpec, values: Values, default: float | None) -> NDArra
     return np.array([_number(spec, i, v, default) for i, v in enumerate(values)], dtype=np.float64)
 
 
+def scaled(
+    x: NDArray[np.float64], transform: Transform, mean: Numbers, scale: Numbers
+) -> NDArray[np.float64]:
+    """Numbers as a graph takes them, yet to be rounded to float32."""
+    if transform == "log1p":
+        return np.log1p(np.maximum(x, 0.0))
+    if transform == "standardize":
+        return np.clip((x - mean) / scale, -LARGEST, LARGEST)
+    return x
+
+
 def transformed(
     x: NDArray[np.float64], transform: Transform, mean: Numbers, scale: Numbers
 ) -> NDArray[np.float32]:
     """Numbers as a graph takes them."""
-    if transform == "log1p":
-        x = np.log1p(np.maximum(x, 0.0))
-    elif transform == "standardize":
-        x = np.clip((x - mean) / scale, -LARGEST, LARGEST)
-    return x.astype(np.float32)
+    return scaled(x, transform, mean, scale).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

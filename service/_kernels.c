@@ -24,7 +24,7 @@
 #define HAS_SHUFFLE 1
 #endif
 
-#define VERSION 20 /* of what the functions take, as in kernels.py: an old build must not be called */
+#define VERSION 21 /* of what the functions take, as in kernels.py: an old build must not be called */
 #define LANES 32 /* items of a block */
 #define CACHE_LINE 64
 #define LONG_JSON (64 << 10) /* bytes, which take some 150 us */
@@ -602,6 +602,16 @@ static void add_repeats(float *scores, const int64_t *rows, Py_ssize_t items,
     }
 }
 
+/* Write numbers over some columns of a tensor; NaN leaves what is there. */
+static void lay_numbers(const double *numbers, Py_ssize_t count, const int64_t *columns,
+                        Py_ssize_t many, float *tensor, Py_ssize_t width)
+{
+    for (Py_ssize_t i = 0; i < count; i++, tensor += width)
+        for (Py_ssize_t j = 0; j < many; j++, numbers++)
+            if (!isnan(*numbers))
+                tensor[columns[j]] = (float)*numbers;
+}
+
 /* ---- what Python sees ---- */
 
 /* Gives buffers back; answers None, or NULL if an error is set. */
@@ -824,6 +834,21 @@ static PyObject *py_numbers(PyObject *self, PyObject *args)
     }
     PyBuffer_Release(&found);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(all);
+}
+
+static PyObject *py_lay_numbers(PyObject *self, PyObject *args)
+{
+    Py_buffer numbers, columns, tensor;
+    Py_ssize_t width;
+    if (!PyArg_ParseTuple(args, "y*y*w*n", &numbers, &columns, &tensor, &width))
+        return NULL;
+    Py_ssize_t many = columns.len / (Py_ssize_t)sizeof(int64_t);
+    Py_ssize_t count = rows_in(&numbers, many, sizeof(double));
+    if (count < 0 || count != rows_in(&tensor, width, sizeof(float)))
+        PyErr_SetString(PyExc_ValueError, "expected a row of the tensor for each of numbers");
+    else if (are_rows(&columns, width))
+        lay_numbers(numbers.buf, count, columns.buf, many, tensor.buf, width);
+    return DONE_WITH(&numbers, &columns, &tensor);
 }
 
 /* What candidates may bring, and where it is written. */
@@ -1112,7 +1137,8 @@ static PyObject *py_cut_features(PyObject *self, PyObject *args)
         all = cut_features(text, text + body.len, &cut);
     }
     if (all && !_PyBytes_Resize(&rest, cut.kept))
-        spans = PyBytes_FromStringAndSize((char *)cut.spans, cut.count * (Py_ssize_t)sizeof(Span));
+        /* numpy asks for a buffer to write to first: it would make an error of bytes, and drop it. */
+        spans = PyByteArray_FromStringAndSize((char *)cut.spans, cut.count * (Py_ssize_t)sizeof(Span));
     PyMem_Free(cut.spans);
     PyBuffer_Release(&body);
     PyObject *both = spans ? PyTuple_Pack(2, rest, spans) : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
@@ -1485,6 +1511,7 @@ static PyMethodDef methods[] = {
     {"lay_tokens", py_lay_tokens, METH_VARARGS,
      "lay_tokens(((tokens, (text, ends, key, slots, start, column)), ...), width, rows)"},
     {"numbers", py_numbers, METH_VARARGS, "numbers((values, ...), found)"},
+    {"lay_numbers", py_lay_numbers, METH_VARARGS, "lay_numbers(numbers, columns, tensor, width)"},
     {"read_features", py_read_features, METH_VARARGS,
      "read_features(layout, body, spans, whole, candidates, rows, numbers)"},
     {"lay_side", py_lay_side, METH_VARARGS, "lay_side(layout, values, rows, numbers)"},

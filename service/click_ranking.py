@@ -195,7 +195,7 @@ class ClickRanking(Ranking):
         """What the bundle knows of candidates."""
         plan = self._plan
         if self.table is not None:
-            feeds, unstored = self.table.gather(rows, plan.defaults), unknown
+            feeds, unstored = self.table.gather(rows, plan.defaults, unknown), unknown
         else:
             feeds = {name: np.tile(row, (len(ids), 1)) for name, row in plan.defaults.items()}
             unstored = range(len(ids))

@@ -78,10 +78,16 @@ class ItemTable:
         """(N,) rows, -1 for unknown items."""
         return self.ids.rows(ids)
 
-    def gather(self, rows: NDArray[np.intp], defaults: Tensors) -> Tensors:
-        """(N, columns) each: the items' encoded features, the defaults for unknown items."""
-        unknown = rows < 0
-        some_unknown = bool(unknown.any())
+    def gather(
+        self, rows: NDArray[np.intp], defaults: Tensors, unknown: Sequence[int] = ()
+    ) -> Tensors:
+        """(N, columns) each: the items' encoded features, the defaults for unknown items.
+
+        Args:
+            rows: (N,) of the items; -1 for unknown ones.
+            defaults: (columns,) each.
+            unknown: the places of unknown items.
+        """
         tensors: Tensors = {}
         for name, default in defaults.items():
             table = self.tensors.get(name)
@@ -90,6 +96,6 @@ class ItemTable:
                 continue
             # "clip" lets unknown rows pass; they are overwritten below.
             tensors[name] = table.take(rows, axis=0, mode="clip")
-            if some_unknown:
+            if unknown:
                 tensors[name][unknown] = default
         return tensors

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.codebooks import CodedTable, looked_up
 
-VERSION: Final = 20  # of the loops' arguments, as `_kernels.c` has it
+VERSION: Final = 21  # of the loops' arguments, as `_kernels.c` has it
 
 try:
     from service import _kernels
@@ -512,6 +512,19 @@ def numbers(columns: Sequence[Sequence[Any]]) -> NDArray[np.float64] | None:
         return None
     found = np.empty((len(columns), len(columns[0])), np.float64)
     return found if _kernels.numbers(tuple(columns), found) else None
+
+
+def lay_numbers(
+    numbers: NDArray[np.float64], columns: NDArray[np.int64], tensor: NDArray[np.float32]
+) -> None:
+    """Write numbers (n, k) into columns (k,) of a tensor (n, width); NaN leaves what is there.
+
+    Only where loops are compiled.
+    """
+    _check_laid(numbers, np.dtype(np.float64))
+    _check_laid(tensor, FLOAT32)
+    _check_type(columns, INT64)
+    _kernels.lay_numbers(numbers, columns, tensor, tensor.shape[1])
 
 
 Place = TokenColumn | NumberColumn | tuple[()]  # of a feature; (): it is passed over

@@ -433,6 +433,51 @@ def test_rows_of_tokens_are_those_of_the_encoder() -> None:
 
 
 @loops
+@given(
+    arrays(np.float64, (3, 2), elements=st.floats(width=64, min_value=-3.4e38, max_value=3.4e38)),
+    arrays(np.bool_, (3, 2)),
+    st.permutations(range(4)),
+)
+def test_numbers_are_laid_over_a_tensor_as_numpy_rounds_them(
+    values: Array, missing: Array, order: list[int]
+) -> None:
+    """Where they are not NaN, in whatever columns; all else stays as it is."""
+    tensor = np.arange(12, dtype=np.float32).reshape(3, 4)
+    values[missing] = np.nan
+    expected = tensor.copy()
+    for place, column in enumerate(order[:2]):
+        there = ~missing[:, place]
+        expected[there, column] = values[there, place].astype(np.float32)
+
+    kernels.lay_numbers(values, np.array(order[:2]), tensor)
+
+    np.testing.assert_array_equal(tensor, expected)
+
+
+@loops
+def test_numbers_are_only_laid_where_there_is_room() -> None:
+    """Rows that are not the tensor's, columns outside of it, other types and orders."""
+    values, tensor = np.ones((3, 2)), np.zeros((3, 4), np.float32)
+
+    for given_, columns, error in (
+        (values[:2], [0, 1], ValueError),
+        (values, [0], ValueError),
+        (values, [], ValueError),
+        (values, [0, 4], IndexError),
+        (values, [-1, 0], IndexError),
+        (values.astype(np.float32), [0, 1], TypeError),
+        (np.ones((2, 3)).T, [0, 1], TypeError),
+    ):
+        with pytest.raises(error):
+            kernels.lay_numbers(given_, np.array(columns, np.int64), tensor)
+    with pytest.raises(TypeError):
+        kernels.lay_numbers(values, np.array([0, 1]), tensor[:, ::2])
+    with pytest.raises(TypeError):
+        kernels.lay_numbers(values, np.array([0, 1], np.int32), tensor)
+    assert not tensor.any()
+
+
+@loops
 def test_numbers_are_told_as_they_are() -> None:
     """Whole or not, up to what float32 holds; with one that is not the loop tells none."""
     largest = float(np.finfo(np.float32).max)
