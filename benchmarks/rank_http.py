@@ -11,6 +11,7 @@ of the lengths of real ones, are drawn anew for every body, or are those of a fe
 
 ``--against`` is another checkout of Slimrank, such as the commit before: a second table tells what
 this one is to it. The same build differs by some percent from one start to the next: start again.
+Many short windows tell more than few long ones: what is compared was nearer in time.
 """
 
 import argparse
@@ -158,30 +159,28 @@ def start(
 def measure(
     servers: Mapping[Peer, int],
     some: Sequence[Case],
-    levels: Sequence[int],
-    rounds: int,
-    seconds: float,
+    options: argparse.Namespace,
 ) -> list[report.Window]:
     """Windows of all servers in turn, so that what the machine does besides hits all alike."""
     found = []
-    for number in range(rounds):
+    for number in range(options.rounds):
         order = [*servers.items()][:: -1 if number % 2 else 1]
         for case in some:
-            for connections in levels:
+            for connections in options.connections:
                 for server, port in order:
                     if bodies := case.of(server):
                         seen = load.measure(
                             port,
                             [load.request(server.path, body) for body in bodies],
                             connections,
-                            warmup_s=0.2,
-                            seconds=seconds,
+                            warmup_s=options.warmup,
+                            seconds=options.seconds,
                             clocks=processes.clocks,
                         )
                         found.append(
                             window(server, case.name, connections, report.Place(number), seen)
                         )
-        tell(f"round {number + 1} of {rounds}")
+        tell(f"round {number + 1} of {options.rounds}")
     return found
 
 
@@ -280,8 +279,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="only these")
     parser.add_argument("--candidates", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each window")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each window")
+    parser.add_argument("--warmup", type=float, default=0.1, help="seconds before each window")
     parser.add_argument("--out", type=Path, help="a JSON file for all rows")
     return parser.parse_args(argv)
 
@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = {MODELS: str(folder / "models.json")}
             servers[STOCK] = start(STOCK, paths, first, folder, stack)
         before = pace.on_core(0)
-        windows = measure(servers, some, options.connections, options.rounds, options.seconds)
+        windows = measure(servers, some, options)
         after = pace.on_core(0)
     print(table(windows), *columns_to_rows(windows), *to_before(windows), sep="\n")
     tell(f"the server's core: before, {before}; after, {after}")

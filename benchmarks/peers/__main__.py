@@ -177,12 +177,13 @@ def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
         left = {peer: python for peer, python in servers.items() if peer.title not in failed}
         with ExitStack() as stack:
             up = start(bench, left, failed, stack)
-            for server in up if number == 0 else ():
-                told[server.peer.title] = facts(bench, server)
             for turn in range(bench.options.turns):
                 tell(f"round {number + 1} of {bench.options.rounds}, turn {turn + 1}")
                 order = turned(up, number * bench.options.turns + turn)
                 windows += ask(bench, order, report.Place(number, turn), failed)
+            left_up = [server for server in up if server.peer.title not in failed]
+            for server in left_up if number == 0 else ():  # what they hold after all this
+                told[server.peer.title] = facts(bench, server)
     return Seen([each for each in windows if each.server not in failed], told, failed)
 
 
