@@ -62,7 +62,7 @@ class Group(NamedTuple):
 
     Attributes:
         columns: of each, in the tensor.
-        at: the same.
+        at: the same, as a slice where they are neighbours.
         places: of each, where it stands among the features that were grouped.
         mean, scale: of each.
     """

@@ -97,5 +97,5 @@ class ItemTable:
             # "clip" lets unknown rows pass; they are overwritten below.
             tensors[name] = table.take(rows, axis=0, mode="clip")
             if unknown:
-                tensors[name][unknown] = default
+                tensors[name][[*unknown]] = default
         return tensors

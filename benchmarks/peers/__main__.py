@@ -176,7 +176,8 @@ def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
     for number in range(bench.options.rounds):
         left = {peer: python for peer, python in servers.items() if peer.title not in failed}
         with ExitStack() as stack:
-            up = start(bench, left, failed, stack)
+            if not (up := start(bench, left, failed, stack)):
+                break
             for turn in range(bench.options.turns):
                 tell(f"round {number + 1} of {bench.options.rounds}, turn {turn + 1}")
                 order = turned(up, number * bench.options.turns + turn)

@@ -16,6 +16,7 @@ from benchmarks.peers.load import Clocks
 from loadtest.server import pinned, tail
 
 POLL_S: Final = 0.1
+STOP_S: Final = 2.0  # that frozen processes have to stop in
 SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 LOG_LINES: Final = 12
 MARK: Final = "BENCHMARKED_SERVER"  # a variable of the environment
@@ -27,7 +28,10 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a process tree holds. PSS counts a page that n processes share as an nth of one."""
+    """What a process tree holds. PSS counts a page that n processes share as an nth of one.
+
+    These may be other servers' that run meanwhile, of which pages of the interpreter's files count.
+    """
 
     rss_bytes: int
     pss_bytes: int
@@ -62,6 +66,12 @@ def descendants() -> list[psutil.Process]:
     return found
 
 
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    return False
+
+
 def clocks(of: Iterable[psutil.Process] | None = None) -> Clocks:
     """CPU seconds so far, in the kernel included: of processes, or all descendants; of all."""
     total = 0.0
@@ -88,14 +98,20 @@ class Tree:
 
     def members(self) -> list[psutil.Process]:
         """Those that run now, or are frozen."""
-        found = []
-        for process in descendants():
-            if process not in self._told:
-                with contextlib.suppress(psutil.Error):
-                    self._told[process] = process.environ().get(MARK) == self.mark
-            if self._told.get(process, False):
-                found.append(process)
-        return found
+        return [process for process in descendants() if self._is_member(process)]
+
+    def _is_member(self, process: psutil.Process) -> bool:
+        if process not in self._told:
+            with contextlib.suppress(psutil.Error):
+                # Who names itself may write over its environment: then its parent tells.
+                parent = process.parent()
+                self._told[process] = self._bears_mark(process) or (
+                    parent is not None and self._told.get(parent, False)
+                )
+        return self._told.get(process, False)
+
+    def _bears_mark(self, process: psutil.Process) -> bool:
+        return bool(process.environ().get(MARK) == self.mark)
 
     def clocks(self) -> Clocks:
         """CPU seconds so far: of its processes, and of all on the machine."""
@@ -110,13 +126,12 @@ class Tree:
         return Memory(sum(m.rss for m in found), sum(m.pss for m in found), len(found))
 
     def freeze(self) -> None:
-        """Stop it, and what it started while it was being stopped."""
-        stopped: set[psutil.Process] = set()
-        while left := [each for each in self.members() if each not in stopped]:
+        """Stop it, and what it starts meanwhile; a process only stops when it would run."""
+        deadline = time.monotonic() + STOP_S
+        while (left := [*filter(_runs, self.members())]) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.suspend()
-            stopped.update(left)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -162,22 +177,29 @@ def running(
             start_new_session=True,  # Ctrl-C reaches this process alone, which ends it in order
         )
     try:
-        _await(process, is_ready, log, start_s)
+        _await(process, tree, is_ready, log, start_s)
         yield tree
     finally:
-        tree.thaw()
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(stop_s)
-        _kill(tree.members(), stop_s)
-        process.wait()
+        try:
+            tree.thaw()
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(stop_s)
+        finally:  # also where a second signal comes
+            _kill(tree.members(), stop_s)
+            process.wait()
 
 
 def _await(
-    process: "subprocess.Popen[bytes]", is_ready: Callable[[], bool], log: Path, start_s: float
+    process: "subprocess.Popen[bytes]",
+    tree: Tree,
+    is_ready: Callable[[], bool],
+    log: Path,
+    start_s: float,
 ) -> None:
     deadline = time.monotonic() + start_s
     while not is_ready():
+        tree.members()  # seen before their parents end
         if process.poll() is not None:
             raise ServerFailed(f"it ended with {process.returncode}: {tail(log, LOG_LINES)}")
         if time.monotonic() > deadline:

@@ -17,10 +17,10 @@ By = Mapping[Any, float]
 
 
 class Place(NamedTuple):
-    """When a window was: ratios of throughput are taken by turn, those of percentiles by round.
+    """When a window was: ratios of throughput are taken by turn, those of tails by round.
 
     Attributes:
-        round: from one start of the servers to the next.
+        round: some turns, together long enough for a percentile.
         turn: within a round; windows of one turn are seconds apart.
     """
 
@@ -115,10 +115,10 @@ class Ratio:
     """Ours against the best of the peers at a number of connections; above 1 ours is better.
 
     Attributes:
-        best: the peer with the most requests a second, which ``rps`` and ``p99`` are against.
+        best: the peer with the most requests a second, which all but ``least_p99`` are against.
         rps: by turn: the median, the least and the greatest.
-        p95: its 95th percentile to ours, by round: pauses of a host decide that of few requests.
-        p99: its 99th percentile to ours, by round.
+        p95: its 95th percentile to ours, by round.
+        p99: its 99th percentile to ours, by round; a host's pauses decide that of short requests.
         least_p99: the lowest 99th percentile of any peer to ours, by round, the median.
         yardstick: our requests a second to the bare endpoint's, by turn, the median.
     """
@@ -226,6 +226,11 @@ def cpu_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float
     return _compared(_cpu(windows, first), _cpu(windows, second))
 
 
+def p50_ratio(windows: Sequence[Window], first: Row, second: Row) -> tuple[float, float, float]:
+    """The same of medians."""
+    return _compared(_medians(windows, first), _medians(windows, second))
+
+
 def percentile_ratio(
     windows: Sequence[Window], first: Row, second: Row, percent: float
 ) -> tuple[float, float, float]:
@@ -249,6 +254,10 @@ def _rps(windows: Sequence[Window], row: Row) -> By:
 
 def _cpu(windows: Sequence[Window], row: Row) -> By:
     return {window.at: window.server_s / len(window.latencies_ns) for window in _of(windows, row)}
+
+
+def _medians(windows: Sequence[Window], row: Row) -> By:
+    return {window.at: _percentile_ms(window.latencies_ns, 50) for window in _of(windows, row)}
 
 
 def _percentiles(group: Sequence[Window], percent: float) -> By:

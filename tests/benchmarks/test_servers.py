@@ -65,13 +65,16 @@ def test_server_is_gone_after_its_block(tmp_path) -> None:
     assert not psutil.pid_exists(child.pid)
 
 
-WITH_ORPHAN = """
+# Busy for a minute at most, should nobody end it.
+SPIN = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+# A server with a child that forgets its environment, and an orphan.
+SERVER = f"""
 import subprocess, sys
-spin = "while True: pass"
-middle = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {spin!r}])"
-subprocess.run([sys.executable, "-c", middle], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", {SPIN!r}], env={{}})
+middle = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+subprocess.run([sys.executable, "-c", middle, {SPIN!r}], start_new_session=True)
 print("ready", flush=True)
-while True: pass
+exec({SPIN!r})
 """
 
 
@@ -85,10 +88,10 @@ def orphans() -> Iterator[None]:
 
 @pytest.mark.usefixtures("orphans")
 def test_only_the_server_that_is_awake_takes_time(tmp_path) -> None:
-    """Of two that are always busy, each with an orphan; and neither has the other's processes."""
-    command = [sys.executable, "-c", WITH_ORPHAN]
+    """Of two that are always busy, and neither has the other's processes."""
+    command = [sys.executable, "-c", SERVER]
     with _running(command, tmp_path / "one") as one, _running(command, tmp_path / "two") as two:
-        assert len(one.members()) == len(two.members()) == 2
+        assert len(one.members()) == len(two.members()) == 3
         assert not set(one.members()) & set(two.members())
         for tree in (one, two):
             tree.freeze()
@@ -107,13 +110,13 @@ def _running(command: list[str], log: Path) -> AbstractContextManager[processes.
     """A server that is ready when it has said so, or at once where it never does."""
 
     def ready() -> bool:
-        return command[-1] != WITH_ORPHAN or "ready" in log.read_text()
+        return command[-1] != SERVER or "ready" in log.read_text()
 
     return processes.running(command, {}, log, is_ready=ready, cores=None, stop_s=5.0)
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    """Look again and again, for ten seconds at most."""
+    """Look again and again; where the machine never comes to it, ten seconds tell."""
     deadline = time.monotonic() + 10.0
     while not holds():
         assert time.monotonic() < deadline
