@@ -422,7 +422,7 @@ class RawReader:
         """
         rows = tensors.get("candidate_ids", np.empty((count, 0), np.int32))
         numbers = np.empty((count, len(self._numbers.specs)))
-        numbers.fill(np.nan)  # in a third of the time that np.full takes
+        numbers.fill(np.nan)  # np.full asks more of Python: cold, 11 us instead of 6
         read = kernels.read_columns if as_columns else kernels.read_candidates
         if not read(brought, self._layout, rows, numbers):
             return False

@@ -174,17 +174,17 @@ def measure(bench: Bench, servers: Mapping[Peer, Path]) -> Seen:
     told: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
     for number in range(bench.options.rounds):
-        left = {peer: python for peer, python in servers.items() if peer.title not in failed}
+        whole = {peer: python for peer, python in servers.items() if peer.title not in failed}
         with ExitStack() as stack:
-            if not (up := start(bench, left, failed, stack)):
+            if not (up := start(bench, whole, failed, stack)):
                 break
             for turn in range(bench.options.turns):
                 tell(f"round {number + 1} of {bench.options.rounds}, turn {turn + 1}")
                 order = turned(up, number * bench.options.turns + turn)
                 windows += ask(bench, order, report.Place(number, turn), failed)
-            left_up = [server for server in up if server.peer.title not in failed]
-            for server in left_up if number == 0 else ():  # what they hold after all this
-                told[server.peer.title] = facts(bench, server)
+            for server in up if number == 0 else ():  # after the load, for what they hold then
+                if server.peer.title not in failed:
+                    told[server.peer.title] = facts(bench, server)
     return Seen([each for each in windows if each.server not in failed], told, failed)
 
 

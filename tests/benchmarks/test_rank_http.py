@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import rank_http
-from benchmarks.peers import report
+from benchmarks.peers import load, report
+from benchmarks.peers.servers import SLIMRANK
 
 
 def _window(server: str, case: str, milliseconds: list[int]) -> report.Window:
@@ -60,6 +61,31 @@ def test_another_build_is_told_by_round() -> None:
         f"| m ids 200 | 1 | 2.00 (2.00-2.00) | {half} | {half} | {half} |"
     ]
     assert [*rank_http.to_before(windows[:2])] == []
+
+
+def test_a_median_is_compared_whatever_the_tail_is() -> None:
+    """By hand: 1 to 2, though the longest are 9 to 3."""
+    windows = [_window("Slimrank", "m", [1, 1, 9]), _window("null", "m", [2, 2, 3])]
+    ours, null = report.rows(windows[:1])[0], report.rows(windows[1:])[0]
+
+    assert report.p50_ratio(windows, ours, null) == (0.5, 0.5, 0.5)
+
+
+def test_servers_take_turns_and_five_windows_make_a_percentile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each in each of six rounds, the other way round in every second one."""
+    monkeypatch.setattr(
+        load, "measure", lambda *_, **__: load.Measured(np.array([1]), 1.0, 0.5, 0.1, 0.0)
+    )
+    options = argparse.Namespace(rounds=6, connections=[1], warmup=0.0, seconds=0.0)
+    some = [rank_http.Case("m", "ids", 200, [b"{}"])]
+
+    seen = rank_http.measure({SLIMRANK: 1, rank_http.NULL: 2}, some, options)
+
+    places = [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+    assert [each.at for each in seen] == [place for place in places for _ in range(2)]
+    assert [each.server for each in seen] == ["Slimrank", "null", "null", "Slimrank"] * 3
 
 
 def test_another_build_must_be_one(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from benchmarks.peers import bundles, environments, processes
+from benchmarks.peers import bench, bundles, environments, processes
 from benchmarks.peers.servers import PEERS
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,20 @@ def test_only_the_server_that_is_awake_takes_time(tmp_path) -> None:
         all_of_them = [*one.members(), *two.members()]
 
     assert not any(psutil.pid_exists(process.pid) for process in all_of_them)
+
+
+def test_a_server_is_frozen_until_it_is_asked(tmp_path, monkeypatch) -> None:
+    """From its check on, so that those that start after it have the core to themselves."""
+    monkeypatch.setattr(bench, "launch", lambda *_: ([sys.executable, "-c", SPIN], {}, 1))
+    monkeypatch.setattr(bench, "asking", lambda *_: lambda: True)
+    options = Namespace(out=tmp_path, start=10.0)
+    given: Any = SimpleNamespace(
+        options=options, cores=None, expected={}, steps=lambda _: [[bench.Case("x", [b""])]]
+    )
+
+    with bench.running(given, PEERS[0], Path("python")) as server:
+        (process,) = server.tree.members()
+        assert process.status() == psutil.STATUS_STOPPED
 
 
 def _running(command: list[str], log: Path) -> AbstractContextManager[processes.Tree]:
